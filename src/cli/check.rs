@@ -1,0 +1,134 @@
+//! `check`: every problem of both files.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Failure, Files, Format};
+use crate::config::diagnostic::{Diagnostic, Severity};
+use crate::config::settings::{self, Settings};
+use crate::config::standalone::Resources;
+use crate::source::{LoadError, StandaloneFile, environment, read_text};
+
+/// Both files as far as they could be read, and what is wrong with them.
+pub(super) struct Checked {
+    /// `config.yaml`, if it can be used.
+    pub settings: Option<Settings>,
+    /// The standalone file, if it can be used, bad objects left out.
+    pub resources: Option<Resources>,
+    /// Everything that is wrong, in the order of the files.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Checked {
+    /// Whether anything is wrong that stops the configuration from being used as written.
+    pub fn failed(&self, strict: bool) -> bool {
+        self.diagnostics
+            .iter()
+            .any(|diagnostic| strict || diagnostic.is_error())
+    }
+}
+
+/// Reads and judges both files.
+pub(super) fn read(files: &Files) -> Checked {
+    let (settings, mut diagnostics) = read_settings(&files.config);
+    let mut resources = None;
+    if let Some(settings) = &settings {
+        let file = StandaloneFile::of(settings, &files.config, files.routes.clone());
+        match file.load(None) {
+            Ok((loaded, problems)) => {
+                resources = Some(loaded);
+                diagnostics.extend(problems);
+            }
+            Err(error) => diagnostics.extend(into_diagnostics(error)),
+        }
+    }
+    Checked {
+        settings,
+        resources,
+        diagnostics,
+    }
+}
+
+/// Reads and judges `config.yaml`, this version's own limits included.
+pub(super) fn read_settings(path: &Path) -> (Option<Settings>, Vec<Diagnostic>) {
+    let text = match read_text(path) {
+        Ok(text) => text,
+        Err(error) => return (None, into_diagnostics(error)),
+    };
+    let loaded = settings::load(&text, path, &environment);
+    let mut diagnostics = loaded.diagnostics;
+    let Some(settings) = loaded.value else {
+        return (None, diagnostics);
+    };
+    let file: Arc<Path> = path.into();
+    for listener in &settings.listeners {
+        let unserved = if listener.tls || listener.tls_passthrough {
+            "TLS"
+        } else if listener.proxy_protocol || listener.proxy_protocol_to_upstream {
+            "the PROXY protocol"
+        } else {
+            continue;
+        };
+        let written = &listener.written;
+        diagnostics.push(Diagnostic {
+            file: file.clone(),
+            position: Some(*listener.position),
+            path: "apisix.stream_proxy.tcp".to_owned(),
+            message: format!("listener {written}: {unserved} is not served by this version"),
+            severity: Severity::Error,
+        });
+    }
+    let failed = diagnostics.iter().any(Diagnostic::is_error);
+    ((!failed).then_some(settings), diagnostics)
+}
+
+fn into_diagnostics(error: LoadError) -> Vec<Diagnostic> {
+    let (path, message) = match error {
+        LoadError::Rejected(diagnostics) => return diagnostics,
+        LoadError::Read { path, error } => (path, format!("cannot be read: {error}")),
+        LoadError::NotText { path, what } => (path, what.to_owned()),
+    };
+    vec![Diagnostic {
+        file: path.into(),
+        position: None,
+        path: String::new(),
+        message,
+        severity: Severity::Error,
+    }]
+}
+
+/// The command.
+pub(super) fn check(files: &Files, format: Format) -> Result<(), Failure> {
+    let checked = read(files);
+    match format {
+        Format::Text => {
+            for diagnostic in &checked.diagnostics {
+                println!("{diagnostic}");
+            }
+        }
+        Format::Json => {
+            let json = serde_json::to_string_pretty(&checked.diagnostics);
+            println!(
+                "{}",
+                json.map_err(|error| Failure::Running(error.to_string()))?
+            );
+        }
+    }
+    let errors = checked.diagnostics.iter().filter(|d| d.is_error()).count();
+    let warnings = checked.diagnostics.len() - errors;
+    if checked.failed(files.strict) {
+        eprintln!("configuration test failed: {errors} error(s), {warnings} warning(s)");
+        return Err(Failure::Configuration);
+    }
+    match &checked.resources {
+        Some(resources) => eprintln!(
+            "configuration test is successful: {} stream route(s), {} upstream(s), {} service(s), {} ssl(s), {warnings} warning(s)",
+            resources.stream_routes.len(),
+            resources.upstreams.len(),
+            resources.services.len(),
+            resources.ssls.len(),
+        ),
+        None => eprintln!("configuration test is successful, {warnings} warning(s)"),
+    }
+    Ok(())
+}

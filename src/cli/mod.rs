@@ -1,0 +1,131 @@
+//! The command line: one file a command.
+
+mod check;
+mod drain;
+mod explain;
+mod run;
+mod schema;
+mod signals;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// What a command ends with.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Failed while running.
+    #[error("{0}")]
+    Running(String),
+    /// The configuration is wrong; everything has been said already. EX_CONFIG, so that systemd's
+    /// `RestartPreventExitStatus=78` stops a restart loop.
+    #[error("the configuration is wrong")]
+    Configuration,
+}
+
+impl Failure {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Failure::Running(_) => ExitCode::from(1),
+            Failure::Configuration => ExitCode::from(78),
+        }
+    }
+}
+
+/// MQTT-aware L4 load balancer: a drop-in for the stream side of Apache APISIX in standalone mode
+#[derive(Debug, Parser)]
+#[command(name = "mqtt-proxy", version, args_conflicts_with_subcommands = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    files: Files,
+    /// Check the configuration and exit, as `check` does
+    #[arg(short = 't')]
+    test: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve (the default command)
+    Run(Files),
+    /// Print every problem of both files and exit
+    Check {
+        #[command(flatten)]
+        files: Files,
+        /// How problems are printed
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// Say which route, plugins, hash key and nodes a connection would get, without serving
+    Explain {
+        #[command(flatten)]
+        files: Files,
+        #[command(flatten)]
+        connection: explain::Connection,
+        /// How the answer is printed
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// Print the JSON Schema of a configuration file, for editors
+    Schema {
+        /// The file that the schema is for
+        #[arg(value_enum)]
+        file: schema::File,
+    },
+}
+
+/// Which files are read, and how strictly.
+#[derive(Debug, Clone, Args)]
+struct Files {
+    /// config.yaml
+    #[arg(short, long, value_name = "FILE", default_value = "conf/config.yaml")]
+    config: PathBuf,
+    /// The standalone file [default: apisix.yaml beside config.yaml]
+    #[arg(long, value_name = "FILE")]
+    routes: Option<PathBuf>,
+    /// Treat warnings as errors
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One line for each
+    #[default]
+    Text,
+    /// JSON
+    Json,
+}
+
+/// Runs the command line of this process. Exit codes: 0 fine, 1 failed while running, 2 wrong
+/// usage, 78 wrong configuration.
+pub fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    let command = match (line.command, line.test) {
+        (Some(command), _) => command,
+        (None, false) => Command::Run(line.files),
+        (None, true) => Command::Check {
+            files: line.files,
+            format: Format::Text,
+        },
+    };
+    let result = match command {
+        Command::Run(files) => run::run(&files),
+        Command::Check { files, format } => check::check(&files, format),
+        Command::Explain {
+            files,
+            connection,
+            format,
+        } => explain::explain(&files, &connection, format),
+        Command::Schema { file } => schema::print(file),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("mqtt-proxy: {failure}");
+            failure.exit_code()
+        }
+    }
+}

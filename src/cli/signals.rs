@@ -1,0 +1,99 @@
+//! Signals. Pingora listens for one signal, once, and dies of those that it does not know.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora_core::services::background::BackgroundService;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+
+/// Handles the signals of the process from start to end: a Pingora background service.
+pub(super) struct Signals {
+    /// Told on SIGHUP.
+    pub reload: Arc<Notify>,
+    /// Told on the first SIGTERM.
+    pub terminate: Arc<Notify>,
+}
+
+/// The signals that are handled.
+fn all() -> std::io::Result<[Signal; 6]> {
+    Ok([
+        signal(SignalKind::hangup())?,
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::quit())?,
+        signal(SignalKind::user_defined1())?,
+        signal(SignalKind::user_defined2())?,
+    ])
+}
+
+/// Takes the signals over at once, before anything else is started: the default action of most of
+/// them ends the process, and tokio keeps a signal that it has ever listened for.
+///
+/// # Errors
+/// When the operating system refuses a handler.
+pub(super) fn take_over() -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let _inside = runtime.enter();
+    all().map(drop)
+}
+
+#[async_trait]
+impl BackgroundService for Signals {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        let [
+            mut hangup,
+            mut terminate,
+            mut interrupt,
+            mut quit,
+            mut user1,
+            mut user2,
+        ] = match all() {
+            Ok(signals) => signals,
+            Err(error) => {
+                log::error!("signals are not handled: {error}");
+                return;
+            }
+        };
+        let mut terminating = false;
+        // Goes on after the shutdown has begun, so that a second signal can cut it short.
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {
+                    log::info!("SIGHUP: reading the standalone file again");
+                    self.reload.notify_one();
+                }
+                _ = terminate.recv() => {
+                    if terminating {
+                        log::warn!("second SIGTERM: exiting now, live connections are cut");
+                        std::process::exit(0);
+                    }
+                    terminating = true;
+                    self.terminate.notify_one();
+                }
+                _ = interrupt.recv() => {
+                    log::warn!("SIGINT: exiting now, live connections are cut");
+                    std::process::exit(0);
+                }
+                _ = quit.recv() => log::warn!("SIGQUIT has no effect in this version"),
+                _ = user1.recv() => log::warn!("SIGUSR1 has no effect in this version"),
+                _ = user2.recv() => log::warn!("SIGUSR2 has no effect in this version"),
+            }
+        }
+    }
+}
+
+/// Tells Pingora when to begin the shutdown.
+pub(super) struct Terminate(pub Arc<Notify>);
+
+#[async_trait]
+impl ShutdownSignalWatch for Terminate {
+    async fn recv(&self) -> ShutdownSignal {
+        self.0.notified().await;
+        log::info!("SIGTERM: no longer accepting; waiting for live connections to end");
+        ShutdownSignal::GracefulTerminate
+    }
+}

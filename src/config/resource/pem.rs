@@ -1,0 +1,69 @@
+//! Certificates and keys in PEM form. Messages never repeat anything of a key.
+
+use openssl::pkey::{PKey, Private};
+use openssl::x509::X509;
+
+/// Which of the two texts a problem is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The certificate.
+    Cert,
+    /// The private key.
+    Key,
+}
+
+/// The certificates in `text`, at least one.
+///
+/// # Errors
+/// Why there is none.
+pub(crate) fn certificates(text: &str) -> Result<Vec<X509>, String> {
+    match X509::stack_from_pem(text.as_bytes()) {
+        Ok(stack) if !stack.is_empty() => Ok(stack),
+        Ok(_) => Err("no PEM certificate in it".to_string()),
+        Err(error) => Err(reason(&error)),
+    }
+}
+
+fn private_key(text: &str) -> Result<PKey<Private>, String> {
+    if !text.contains("-----BEGIN") {
+        return Err(
+            "not PEM (keys encrypted with APISIX's data_encryption.keyring are not supported)"
+                .to_string(),
+        );
+    }
+    // Without an answer of our own, OpenSSL would ask on the terminal for the passphrase.
+    let no_passphrase = |_: &mut [u8]| Ok(0);
+    PKey::private_key_from_pem_callback(text.as_bytes(), no_passphrase)
+        .map_err(|error| reason(&error))
+}
+
+/// OpenSSL's reason in words; never data of the text.
+fn reason(error: &openssl::error::ErrorStack) -> String {
+    error
+        .errors()
+        .first()
+        .and_then(openssl::error::Error::reason)
+        .unwrap_or("not PEM")
+        .to_string()
+}
+
+/// What is wrong with a certificate and its key.
+pub(crate) fn pair_problems(cert: &str, key: &str) -> Vec<(Part, String)> {
+    let mut problems = Vec::new();
+    let leaf = certificates(cert)
+        .map_err(|why| problems.push((Part::Cert, format!("failed to parse cert: {why}"))))
+        .ok()
+        .and_then(|stack| stack.into_iter().next());
+    let key = private_key(key)
+        .map_err(|why| problems.push((Part::Key, format!("failed to parse key: {why}"))))
+        .ok();
+    if let (Some(leaf), Some(key)) = (leaf, key) {
+        let belongs = leaf
+            .public_key()
+            .is_ok_and(|public| public.public_eq(&key));
+        if !belongs {
+            problems.push((Part::Key, "the key does not belong to the certificate".to_string()));
+        }
+    }
+    problems
+}

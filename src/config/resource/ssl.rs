@@ -1,0 +1,189 @@
+//! Certificates.
+
+use std::fmt;
+
+use super::pem::{self, Part};
+use super::read::{Context, snis};
+use crate::config::diagnostic::{At, Origin};
+use crate::config::document::Node;
+
+/// One item of `ssls`. Debug output hides the keys.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ssl {
+    /// The id as text; `arr_N` (N from 1) when the file gives none.
+    pub id: String,
+    /// For listeners, or as client certificate toward upstreams.
+    pub kind: SslKind,
+    /// Names it serves (`sni` or `snis`), in lower case without a trailing dot.
+    pub snis: Vec<String>,
+    /// `cert`/`key` first, then `certs`/`keys`; never empty. Each key belongs to its certificate;
+    /// references to the environment are resolved.
+    pub certs: Vec<CertificatePair>,
+    /// Ask clients for a certificate.
+    pub client: Option<ClientVerification>,
+    /// `status`: false = not served.
+    pub enabled: bool,
+    /// Versions allowed for these names; empty = the library's default.
+    pub ssl_protocols: Vec<TlsVersion>,
+    /// Where the object stands in the file; never part of equality.
+    pub position: Origin,
+}
+
+/// `type` of an [`Ssl`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SslKind {
+    /// Served to clients.
+    #[default]
+    Server,
+    /// Shown to upstreams.
+    Client,
+}
+
+/// A certificate chain and its private key, both PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CertificatePair {
+    /// Leaf first, then intermediates.
+    pub cert: String,
+    /// The private key of the leaf.
+    pub key: String,
+}
+
+impl fmt::Debug for CertificatePair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertificatePair")
+            .field("cert", &self.cert)
+            .field("key", &"(hidden)")
+            .finish()
+    }
+}
+
+/// `client` of an [`Ssl`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientVerification {
+    /// Certificates that may sign client certificates, PEM.
+    pub ca: String,
+    /// Most intermediates between them, as OpenSSL counts; default 1.
+    pub depth: u32,
+}
+
+/// A TLS version in `ssl_protocols`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// TLS 1.1
+    V1_1,
+    /// TLS 1.2
+    V1_2,
+    /// TLS 1.3
+    V1_3,
+}
+
+/// Builds the object from an item that its table has judged.
+pub(crate) fn build(node: &Node, id_text: String, at: &At<'_>, context: &mut Context<'_>) -> Ssl {
+    Ssl {
+        id: id_text,
+        kind: match node.get("type").and_then(Node::as_str) {
+            Some("client") => SslKind::Client,
+            _ => SslKind::Server,
+        },
+        snis: snis(node),
+        certs: pairs(node, at, context),
+        client: node
+            .get("client")
+            .and_then(|client| verification(client, &at.key("client"), context)),
+        enabled: node.get("status").and_then(Node::as_i64) != Some(0),
+        ssl_protocols: versions(node),
+        position: Origin(node.position),
+    }
+}
+
+fn versions(node: &Node) -> Vec<TlsVersion> {
+    let written = node.get("ssl_protocols").map(Node::items).unwrap_or_default();
+    let mut versions: Vec<TlsVersion> = written
+        .iter()
+        .filter_map(|version| match version.as_str()? {
+            "TLSv1.1" => Some(TlsVersion::V1_1),
+            "TLSv1.2" => Some(TlsVersion::V1_2),
+            "TLSv1.3" => Some(TlsVersion::V1_3),
+            _ => None,
+        })
+        .collect();
+    versions.sort_unstable();
+    versions
+}
+
+/// `cert`/`key`, then `certs`/`keys`, with references resolved.
+fn pairs(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Vec<CertificatePair> {
+    let mut out = Vec::new();
+    let (at_cert, at_key) = (at.key("cert"), at.key("key"));
+    if let (Some(cert), Some(key)) = (node.get("cert"), node.get("key")) {
+        out.extend(pair((cert, &at_cert), (key, &at_key), context));
+    }
+    let certs = node.get("certs").map(Node::items).unwrap_or_default();
+    let keys = node.get("keys").map(Node::items).unwrap_or_default();
+    let (at_certs, at_keys) = (at.key("certs"), at.key("keys"));
+    if certs.len() != keys.len() {
+        let message = format!(
+            "mismatched number of certs and keys: {} and {}",
+            certs.len(),
+            keys.len()
+        );
+        context.error(node.position, at, message);
+    }
+    for (index, (cert, key)) in certs.iter().zip(keys).enumerate() {
+        let (at_cert, at_key) = (at_certs.index(index), at_keys.index(index));
+        out.extend(pair((cert, &at_cert), (key, &at_key), context));
+    }
+    out
+}
+
+fn pair(
+    (cert, at_cert): (&Node, &At<'_>),
+    (key, at_key): (&Node, &At<'_>),
+    context: &mut Context<'_>,
+) -> Option<CertificatePair> {
+    let cert_text = resolved(cert, at_cert, context);
+    let key_text = resolved(key, at_key, context);
+    let pair = CertificatePair {
+        cert: cert_text?,
+        key: key_text?,
+    };
+    for (part, message) in pem::pair_problems(&pair.cert, &pair.key) {
+        match part {
+            Part::Cert => context.error(cert.position, at_cert, message),
+            Part::Key => context.error(key.position, at_key, message),
+        }
+    }
+    Some(pair)
+}
+
+/// The text, or what the reference in it stands for.
+fn resolved(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Option<String> {
+    match context.resolve(node.as_str()?) {
+        Ok(text) => Some(text),
+        Err(message) => {
+            context.error(node.position, at, message);
+            None
+        }
+    }
+}
+
+fn verification(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Option<ClientVerification> {
+    let written = node.get("ca")?;
+    let at = at.key("ca");
+    let ca = resolved(written, &at, context)?;
+    if let Err(why) = pem::certificates(&ca) {
+        context.error(written.position, &at, format!("failed to validate client_cert: {why}"));
+    }
+    Some(ClientVerification {
+        ca,
+        depth: node
+            .get("depth")
+            .and_then(Node::as_i64)
+            .and_then(|depth| u32::try_from(depth).ok())
+            .unwrap_or(1),
+    })
+}
+
+#[cfg(test)]
+#[path = "ssl_tests.rs"]
+mod tests;

@@ -1,0 +1,328 @@
+//! Upstreams: nodes, balancing, retries, timeouts, TLS to the broker.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::read::{Context, id, seconds, text};
+use super::{hash_key, nodes, pem, weights};
+use crate::config::diagnostic::{At, Origin, quote};
+use crate::config::document::Node;
+use crate::config::names::did_you_mean;
+use crate::config::template::Template;
+
+/// An item of `upstreams`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedUpstream {
+    /// The id as text; `arr_N` (N from 1) when the file gives none.
+    pub id: String,
+    /// The upstream itself, equal to the same text written inside a route.
+    pub upstream: Upstream,
+    /// Where the upstream stands in the file; never part of equality.
+    pub position: Origin,
+}
+
+/// Where connections go, as APISIX's upstream schema has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upstream {
+    /// Name for people.
+    pub name: Option<String>,
+    /// The nodes in file order, without duplicates of host, port and priority; may be empty. At
+    /// most 65,535.
+    pub nodes: Vec<UpstreamNode>,
+    /// How a node is chosen.
+    pub balancer: Balancer,
+    /// What a consistent hash is taken of; of no effect with other balancers.
+    pub hash_key: HashKey,
+    /// Further attempts after the first; `None` = number of nodes − 1.
+    pub retries: Option<u32>,
+    /// No retry starts later than this after the first attempt; `None` = no limit.
+    pub retry_timeout: Option<Duration>,
+    /// Timeouts; `None` = the defaults of connect 60 s and an idle timeout of the proxy's choice.
+    pub timeout: Option<Timeouts>,
+    /// Plain TCP or TLS to the node.
+    pub scheme: Scheme,
+    /// Client certificate and verification for [`Scheme::Tls`].
+    pub upstream_tls: UpstreamTls,
+    /// Health checks as written, with every key checked against the schema.
+    pub checks: Option<serde_yaml::Value>,
+    /// Service discovery instead of `nodes`.
+    pub discovery: Option<Discovery>,
+}
+
+/// How a node is chosen (`type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Balancer {
+    /// Weighted round robin.
+    #[default]
+    RoundRobin,
+    /// Consistent hashing (Ketama).
+    Chash,
+    /// Fewest connections in proportion to the weight.
+    LeastConn,
+}
+
+impl Balancer {
+    /// The name in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Balancer::RoundRobin => "roundrobin",
+            Balancer::Chash => "chash",
+            Balancer::LeastConn => "least_conn",
+        }
+    }
+}
+
+/// What a consistent hash is taken of (`hash_on` and `key`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum HashKey {
+    /// The client's address without port.
+    #[default]
+    Address,
+    /// One variable; the client's address when it has no value.
+    Variable(String),
+    /// A text with variables; the client's address when none of them has a value.
+    Template(Template),
+}
+
+impl fmt::Display for HashKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HashKey::Address => f.write_str("remote_addr"),
+            HashKey::Variable(name) => f.write_str(name),
+            HashKey::Template(template) => template.fmt(f),
+        }
+    }
+}
+
+/// Timeouts of an upstream; each is above zero and at most ten years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For establishing a connection to one node.
+    pub connect: Duration,
+    /// Idle time while sending; the larger of `send` and `read` is the idle timeout (APISIX).
+    pub send: Duration,
+    /// Idle time while reading.
+    pub read: Duration,
+}
+
+/// What is spoken to the nodes (`scheme`); everything but `tls` means raw bytes in APISIX too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Scheme {
+    /// Plain TCP.
+    #[default]
+    Tcp,
+    /// TLS around the client's bytes.
+    Tls,
+}
+
+/// `tls` of an upstream. Debug output hides the key.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct UpstreamTls {
+    /// Client certificate, PEM.
+    pub client_cert: Option<String>,
+    /// Its private key, PEM; present exactly when `client_cert` is.
+    pub client_key: Option<String>,
+    /// An item of `ssls` of type `client` instead.
+    pub client_cert_id: Option<String>,
+    /// Verify the node's certificate.
+    pub verify: bool,
+}
+
+impl fmt::Debug for UpstreamTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamTls")
+            .field("client_cert", &self.client_cert)
+            .field("client_key", &self.client_key.as_ref().map(|_| "(hidden)"))
+            .field("client_cert_id", &self.client_cert_id)
+            .field("verify", &self.verify)
+            .finish()
+    }
+}
+
+/// `discovery_type` and `service_name`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Discovery {
+    /// `discovery_type`, for instance `dns`.
+    pub kind: String,
+    /// `service_name`, 1–256 characters.
+    pub service_name: String,
+}
+
+/// One node of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamNode {
+    /// Address or name.
+    pub host: Host,
+    /// TCP port, 1–65535.
+    pub port: u16,
+    /// Share of the connections; 0 takes part only as the balancer says.
+    pub weight: u32,
+    /// Nodes of a lower priority are used once all of a higher one failed.
+    pub priority: i64,
+}
+
+impl fmt::Display for UpstreamNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host {
+            Host::Ip(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
+            _ => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// The host of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// A literal address.
+    Ip(IpAddr),
+    /// A name to resolve, as written.
+    Name(String),
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Host::Ip(address) => address.fmt(f),
+            Host::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// Builds an item of `upstreams` that its table has judged.
+pub(crate) fn build_named(
+    node: &Node,
+    id_text: String,
+    at: &At<'_>,
+    context: &mut Context<'_>,
+) -> NamedUpstream {
+    NamedUpstream {
+        id: id_text,
+        upstream: build(node, at, context),
+        position: Origin(node.position),
+    }
+}
+
+/// Builds an upstream that its table has judged. Inline upstreams are judged like those with an
+/// id; APISIX lets them pass and fails with each connection.
+pub(crate) fn build(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Upstream {
+    let balancer = balancer(node, at, context);
+    let nodes = node
+        .get("nodes")
+        .map(|nodes| nodes::nodes(nodes, &at.key("nodes"), context))
+        .unwrap_or_default();
+    let hash_key = match balancer {
+        Balancer::Chash => {
+            ring(node, &nodes, at, context);
+            hash_key::build(node, at, context)
+        }
+        _ => HashKey::Address,
+    };
+    Upstream {
+        name: text(node, "name"),
+        nodes,
+        balancer,
+        hash_key,
+        retries: node
+            .get("retries")
+            .and_then(Node::as_i64)
+            .and_then(|retries| u32::try_from(retries).ok()),
+        retry_timeout: seconds(node, "retry_timeout"),
+        timeout: node.get("timeout").and_then(|timeout| {
+            Some(Timeouts {
+                connect: seconds(timeout, "connect")?,
+                send: seconds(timeout, "send")?,
+                read: seconds(timeout, "read")?,
+            })
+        }),
+        scheme: match node.get("scheme").and_then(Node::as_str) {
+            Some("tls") => Scheme::Tls,
+            _ => Scheme::Tcp,
+        },
+        upstream_tls: upstream_tls(node, at, context),
+        checks: node.get("checks").map(Node::to_yaml),
+        discovery: discovery(node, at, context),
+    }
+}
+
+fn balancer(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Balancer {
+    let Some(written) = node.get("type") else {
+        return Balancer::RoundRobin;
+    };
+    let known = [Balancer::RoundRobin, Balancer::Chash, Balancer::LeastConn];
+    let Some(name) = written.as_str() else {
+        return Balancer::RoundRobin;
+    };
+    if let Some(balancer) = known.into_iter().find(|balancer| balancer.name() == name) {
+        return balancer;
+    }
+    let message = if name == "ewma" {
+        "type ewma is not supported (APISIX cannot run it in stream either)".to_string()
+    } else {
+        format!(
+            "unknown type {}{} (one of roundrobin, chash, least_conn)",
+            quote(name),
+            did_you_mean(name, known.map(Balancer::name))
+        )
+    };
+    context.error(written.position, &at.key("type"), message);
+    Balancer::RoundRobin
+}
+
+/// What consistent hashing asks of the weights.
+fn ring(node: &Node, nodes: &[UpstreamNode], at: &At<'_>, context: &mut Context<'_>) {
+    let Some(entry) = node.entry("nodes") else { return };
+    let at = at.key("nodes");
+    if let Some(message) = weights::oversized_ring(nodes) {
+        context.error(entry.key_position, &at, message);
+    }
+    // A single node is used whatever its weight.
+    if nodes.len() > 1 {
+        for priority in weights::priorities_without_weight(nodes) {
+            let message = format!(
+                "all weights of priority {priority} are 0: chash will use none of these nodes"
+            );
+            context.warn(entry.key_position, &at, message);
+        }
+    }
+}
+
+fn upstream_tls(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> UpstreamTls {
+    let Some(tls) = node.get("tls") else {
+        return UpstreamTls::default();
+    };
+    let at = at.key("tls");
+    if let (Some(cert), Some(key)) = (tls.get("client_cert"), tls.get("client_key")) {
+        if let (Some(cert_text), Some(key_text)) = (cert.as_str(), key.as_str()) {
+            for (which, message) in pem::pair_problems(cert_text, key_text) {
+                let (value, name) = match which {
+                    pem::Part::Cert => (cert, "client_cert"),
+                    pem::Part::Key => (key, "client_key"),
+                };
+                context.error(value.position, &at.key(name), message);
+            }
+        }
+    }
+    UpstreamTls {
+        client_cert: text(tls, "client_cert"),
+        client_key: text(tls, "client_key"),
+        client_cert_id: id(tls, "client_cert_id"),
+        verify: tls.get("verify").and_then(Node::as_bool).unwrap_or(false),
+    }
+}
+
+fn discovery(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Option<Discovery> {
+    // With `nodes` beside it, a lone service_name is ignored, as in APISIX.
+    let (kind, service_name) = (text(node, "discovery_type")?, text(node, "service_name")?);
+    let position = node.entry("discovery_type")?.key_position;
+    let message = format!(
+        "discovery_type {} is not supported yet: the upstream has no nodes",
+        quote(&kind)
+    );
+    context.warn(position, &at.key("discovery_type"), message);
+    Some(Discovery { kind, service_name })
+}
+
+#[cfg(test)]
+#[path = "upstream_tests.rs"]
+mod tests;

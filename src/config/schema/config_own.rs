@@ -1,0 +1,146 @@
+//! `mqtt_proxy` of `config.yaml`: what APISIX has no key for.
+
+use super::{Field, Kind, Literal, Object, Pattern, Rest, Text};
+
+/// Seconds above zero, at most a year.
+const SECONDS: Kind = Kind::Number {
+    min: 0.0,
+    above: true,
+    max: 31_536_000.0,
+};
+
+/// Seconds from zero, at most a year.
+const SECONDS_OR_ZERO: Kind = Kind::Number {
+    min: 0.0,
+    above: false,
+    max: 31_536_000.0,
+};
+
+const SOCKET_ADDRESS: Pattern = Pattern {
+    regex: "^.+:[0-9]+$",
+    test: |text| text.parse::<std::net::SocketAddr>().is_ok(),
+    expected: "an address with a port, such as 127.0.0.1:9091",
+};
+
+const URL_PATH: Pattern = Pattern {
+    regex: "^/[!-~]*$",
+    test: |text| text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic()),
+    expected: "a path that begins with /",
+};
+
+/// A path of an HTTP request.
+pub const PATH: Kind = Kind::Text(Text::ANY.pattern(&URL_PATH));
+
+/// `mqtt_proxy`.
+pub static MQTT_PROXY: Object = Object::strict(
+    "MqttProxySettings",
+    "What APISIX has no key for.",
+    &[
+        Field::new(
+            "standalone_file",
+            Kind::Text(Text::sized(1, 4096)),
+            "The file with the routes, relative to the folder of config.yaml; default \
+             apisix.yaml, or apisix.json when config_provider is json.",
+        ),
+        Field::new(
+            "connect",
+            Kind::Choice(&["strict", "tolerant"]),
+            "How CONNECT is judged: by the OASIS standards, or as APISIX does.",
+        )
+        .default(Literal::Text("strict")),
+        Field::new(
+            "refusal",
+            Kind::Choice(&["connack", "close"]),
+            "What a refused MQTT client gets: a CONNACK with the reason, or nothing.",
+        )
+        .default(Literal::Text("connack")),
+        Field::new(
+            "ring_identity",
+            Kind::Choice(&["name", "address"]),
+            "What a node given by name is on the hash ring.",
+        )
+        .default(Literal::Text("name")),
+        Field::new("limits", Kind::Object(&LIMITS), "Limits on clients."),
+        Field::new("idle", Kind::Object(&IDLE), "Idle timeouts of MQTT connections."),
+        Field::new("metrics", Kind::Object(&METRICS), "Prometheus metrics; off unless here."),
+        Field::new("shutdown", Kind::Object(&SHUTDOWN), "How the process ends."),
+    ],
+)
+.rest(Rest::Warn);
+
+static LIMITS: Object = Object::strict(
+    "",
+    "Limits on clients.",
+    &[
+        Field::new(
+            "first_byte_timeout",
+            SECONDS,
+            "Seconds from accept to the first byte of CONNECT.",
+        )
+        .default(Literal::Int(5)),
+        Field::new(
+            "connect_timeout",
+            SECONDS,
+            "Seconds from accept to the whole CONNECT.",
+        )
+        .default(Literal::Int(10)),
+        Field::new(
+            "max_connect_size",
+            Kind::Int { min: 64, max: 1_048_576 },
+            "Bytes of the whole CONNECT packet.",
+        )
+        .default(Literal::Int(16_384)),
+        Field::new(
+            "max_connections",
+            Kind::Int { min: 0, max: 1_000_000_000 },
+            "Live client connections; 0 = as many as open files allow.",
+        )
+        .default(Literal::Int(0)),
+    ],
+)
+.rest(Rest::Warn);
+
+static IDLE: Object = Object::strict(
+    "",
+    "Idle timeout of an MQTT connection whose upstream sets none: keep alive times factor plus \
+     margin; keep alive 0 = no timeout.",
+    &[
+        Field::new(
+            "keep_alive_factor",
+            Kind::Number { min: 1.0, above: false, max: 100.0 },
+            "Factor.",
+        )
+        .default(Literal::Float(1.5)),
+        Field::new("keep_alive_margin", SECONDS_OR_ZERO, "Seconds.").default(Literal::Int(10)),
+    ],
+)
+.rest(Rest::Warn);
+
+static METRICS: Object = Object::strict(
+    "",
+    "Prometheus metrics.",
+    &[
+        Field::new(
+            "addr",
+            Kind::Text(Text::ANY.pattern(&SOCKET_ADDRESS)),
+            "Address and port.",
+        )
+        .default(Literal::Text("127.0.0.1:9091")),
+        Field::new("path", PATH, "Path.").default(Literal::Text("/apisix/prometheus/metrics")),
+    ],
+)
+.rest(Rest::Warn);
+
+static SHUTDOWN: Object = Object::strict(
+    "",
+    "How the process ends.",
+    &[
+        Field::new(
+            "timeout",
+            SECONDS_OR_ZERO,
+            "Seconds that SIGTERM waits for live connections.",
+        )
+        .default(Literal::Int(300)),
+    ],
+)
+.rest(Rest::Warn);

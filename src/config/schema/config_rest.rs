@@ -1,0 +1,179 @@
+//! `nginx_config`, `deployment` and `plugin_attr` of `config.yaml`.
+
+use super::config_own::PATH;
+use super::{Field, Kind, Literal, Object, Rest};
+
+/// `nginx_config`.
+pub static NGINX_CONFIG: Object = Object::strict(
+    "NginxConfig",
+    "The number of workers.",
+    &[
+        Field::new(
+            "worker_processes",
+            Kind::Either(&[Kind::Int { min: 1, max: 1024 }, Kind::TEXT]),
+            "Worker threads; auto = as many as processors. The variable \
+             APISIX_WORKER_PROCESSES goes before it.",
+        )
+        .default(Literal::Text("auto")),
+        Field::new("user", Kind::Any, "").no_effect(),
+        Field::new("error_log", Kind::Any, "").no_effect(),
+        Field::new("error_log_level", Kind::Any, "").no_effect(),
+        Field::new("enable_cpu_affinity", Kind::Any, "").no_effect(),
+        Field::new("worker_rlimit_nofile", Kind::Any, "").no_effect(),
+        Field::new("worker_rlimit_core", Kind::Any, "").no_effect(),
+        Field::new("worker_shutdown_timeout", Kind::Any, "").no_effect(),
+        Field::new("max_pending_timers", Kind::Any, "").no_effect(),
+        Field::new("max_running_timers", Kind::Any, "").no_effect(),
+        Field::new("event", Kind::Any, "").no_effect(),
+        Field::new("envs", Kind::Any, "").no_effect(),
+        Field::new("meta", Kind::Any, "").no_effect(),
+        Field::new("stream", Kind::Object(&NGINX_STREAM), ""),
+        Field::new("http", Kind::Any, "").no_effect(),
+        Field::new("main_configuration_snippet", Kind::Any, "").no_effect(),
+        Field::new("http_configuration_snippet", Kind::Any, "").no_effect(),
+        Field::new("http_server_configuration_snippet", Kind::Any, "").no_effect(),
+        Field::new("http_server_location_configuration_snippet", Kind::Any, "").no_effect(),
+        Field::new("http_admin_configuration_snippet", Kind::Any, "").no_effect(),
+        Field::new("http_end_configuration_snippet", Kind::Any, "").no_effect(),
+        Field::new("stream_configuration_snippet", Kind::Any, "").no_effect(),
+    ],
+)
+.rest(Rest::Warn);
+
+static NGINX_STREAM: Object = Object::strict(
+    "",
+    "",
+    &[
+        Field::new("real_ip_from", Kind::Any, "").no_effect(),
+        Field::new("enable_access_log", Kind::Any, "").no_effect(),
+        Field::new("access_log", Kind::Any, "").no_effect(),
+        Field::new("access_log_format", Kind::Any, "").no_effect(),
+        Field::new("access_log_format_escape", Kind::Any, "").no_effect(),
+        Field::new("metrics_zone_size", Kind::Any, "").no_effect(),
+        Field::new("lua_shared_dict", Kind::Any, "").no_effect(),
+    ],
+)
+.rest(Rest::Warn);
+
+const PROVIDERS: Kind = Kind::Choice(&["etcd", "yaml", "json", "xds"]);
+
+static ROLE: Object = Object::strict(
+    "",
+    "",
+    &[Field::new(
+        "config_provider",
+        PROVIDERS,
+        "Format of the standalone file: yaml or json.",
+    )],
+)
+.rest(Rest::Warn);
+
+/// `deployment`.
+pub static DEPLOYMENT: Object = Object::strict(
+    "Deployment",
+    "Where the routes come from.",
+    &[
+        Field::new(
+            "role",
+            Kind::Choice(&["traditional", "data_plane", "control_plane", "standalone"]),
+            "Which of the role_… blocks counts.",
+        )
+        .default(Literal::Text("traditional")),
+        Field::new("role_traditional", Kind::Object(&ROLE), ""),
+        Field::new("role_data_plane", Kind::Object(&ROLE), ""),
+        Field::new("role_control_plane", Kind::Object(&ROLE), ""),
+        Field::new("admin", Kind::Object(&ADMIN), "").secret(),
+        Field::new("etcd", Kind::Object(&ETCD), "").secret(),
+        Field::new("certs", Kind::Any, "").no_effect(),
+    ],
+)
+.rest(Rest::Warn);
+
+static ADMIN: Object = Object::strict(
+    "",
+    "",
+    &[
+        Field::new("admin_key_required", Kind::Any, "").no_effect(),
+        Field::new("admin_key", Kind::Any, "").no_effect().secret(),
+        Field::new("enable_admin_cors", Kind::Any, "").no_effect(),
+        Field::new("enable_admin_ui", Kind::Any, "").no_effect(),
+        Field::new("allow_admin", Kind::Any, "").no_effect(),
+        Field::new("admin_listen", Kind::Any, "").no_effect(),
+        Field::new("https_admin", Kind::Any, "").no_effect(),
+        Field::new("admin_api_mtls", Kind::Any, "").no_effect(),
+        Field::new("admin_api_version", Kind::Any, "").no_effect(),
+    ],
+)
+.rest(Rest::Warn);
+
+static ETCD: Object = Object::strict(
+    "",
+    "",
+    &[
+        Field::new("host", Kind::Any, "").no_effect(),
+        Field::new("prefix", Kind::Any, "").no_effect(),
+        Field::new("timeout", Kind::Any, "").no_effect(),
+        Field::new("watch_timeout", Kind::Any, "").no_effect(),
+        Field::new("resync_delay", Kind::Any, "").no_effect(),
+        Field::new("health_check_timeout", Kind::Any, "").no_effect(),
+        Field::new("startup_retry", Kind::Any, "").no_effect(),
+        Field::new("user", Kind::Any, "").no_effect(),
+        Field::new("password", Kind::Any, "").no_effect().secret(),
+        Field::new("use_grpc", Kind::Any, "").no_effect(),
+        Field::new("tls", Kind::Any, "").no_effect(),
+    ],
+)
+.rest(Rest::Warn);
+
+/// `plugin_attr`: every plugin has a key; only that of `prometheus` counts.
+pub static PLUGIN_ATTR: Object = Object::strict(
+    "PluginAttr",
+    "Attributes of plugins.",
+    &[
+        Field::new("prometheus", Kind::Object(&PROMETHEUS), "Where metrics are served."),
+        Field::new("ai-proxy", Kind::Any, "").no_effect(),
+        Field::new("log-rotate", Kind::Any, "").no_effect(),
+        Field::new("skywalking", Kind::Any, "").no_effect(),
+        Field::new("opentelemetry", Kind::Any, "").no_effect(),
+        Field::new("server-info", Kind::Any, "").no_effect(),
+        Field::new("dubbo-proxy", Kind::Any, "").no_effect(),
+        Field::new("proxy-mirror", Kind::Any, "").no_effect(),
+        Field::new("redirect", Kind::Any, "").no_effect(),
+        Field::new("inspect", Kind::Any, "").no_effect(),
+        Field::new("zipkin", Kind::Any, "").no_effect(),
+    ],
+)
+// Plugins of the operator's own have attributes too.
+.rest(Rest::Allow);
+
+static PROMETHEUS: Object = Object::strict(
+    "",
+    "Where metrics are served when prometheus is in stream_plugins.",
+    &[
+        Field::new("export_uri", PATH, "Path.")
+            .default(Literal::Text("/apisix/prometheus/metrics")),
+        Field::new("export_addr", Kind::Object(&EXPORT_ADDR), "Address and port."),
+        Field::new("enable_export_server", Kind::Bool, "Must not be false for stream metrics.")
+            .default(Literal::Bool(true)),
+        Field::new("metric_prefix", Kind::Any, "").no_effect(),
+        Field::new("refresh_interval", Kind::Any, "").no_effect(),
+        Field::new("metrics", Kind::Any, "").no_effect(),
+        Field::new("default_buckets", Kind::Any, "").no_effect(),
+        Field::new("llm_latency_buckets", Kind::Any, "").no_effect(),
+        Field::new("llm_prompt_tokens_buckets", Kind::Any, "").no_effect(),
+        Field::new("llm_completion_tokens_buckets", Kind::Any, "").no_effect(),
+        Field::new("allow_degradation", Kind::Any, "").no_effect(),
+        Field::new("degradation_pause_steps", Kind::Any, "").no_effect(),
+    ],
+)
+.rest(Rest::Warn);
+
+static EXPORT_ADDR: Object = Object::strict(
+    "",
+    "Address and port.",
+    &[
+        Field::new("ip", Kind::TEXT, "Address.").default(Literal::Text("127.0.0.1")),
+        Field::new("port", Kind::PORT, "Port.").default(Literal::Int(9091)),
+    ],
+)
+.rest(Rest::Warn);

@@ -1,0 +1,168 @@
+//! The upstream object.
+
+use super::checks::CHECKS;
+use super::common::{
+    CERTIFICATE, CREATE_TIME_FIELD, DESC_FIELD, HOST, ID, ID_FIELD, LABELS_FIELD, NAME_FIELD,
+    PRIVATE_KEY, UPDATE_TIME_FIELD,
+};
+use super::{Field, Kind, List, Literal, Object, Rest, Rule, Text};
+
+/// Weight of a node.
+const WEIGHT: Kind = Kind::Int {
+    min: 0,
+    max: u32::MAX as i64,
+};
+
+/// An upstream, as an item of `upstreams` or inside a route or service.
+pub static UPSTREAM: Object = Object::strict(
+    "Upstream",
+    "Where connections go: nodes, balancing, retries, timeouts.",
+    &[
+        ID_FIELD,
+        NAME_FIELD,
+        DESC_FIELD,
+        LABELS_FIELD,
+        CREATE_TIME_FIELD,
+        UPDATE_TIME_FIELD,
+        Field::new(
+            "nodes",
+            Kind::Either(&[
+                Kind::Object(&NODE_MAP),
+                Kind::List(List::of(&Kind::Object(&NODE)).at_most(65535)),
+            ]),
+            "The nodes: a mapping \"host:port\": weight, or a list.",
+        ),
+        Field::new("type", Kind::TEXT, "How a node is chosen: roundrobin, chash or least_conn.")
+            .default(Literal::Text("roundrobin")),
+        Field::new(
+            "hash_on",
+            Kind::Choice(&["vars", "header", "cookie", "consumer", "vars_combinations"]),
+            "What the key of chash is: a variable, or a text with variables. The others have \
+             nothing to read in a stream and hash the client's address.",
+        )
+        .default(Literal::Text("vars")),
+        Field::new(
+            "key",
+            Kind::TEXT,
+            "Key of chash: the name of a variable such as mqtt_client_id, or with \
+             vars_combinations a text such as \"$mqtt_username-$remote_addr\".",
+        ),
+        Field::new(
+            "retries",
+            Kind::Int { min: 0, max: u32::MAX as i64 },
+            "Further attempts to connect after the first; default: number of nodes - 1.",
+        ),
+        Field::new(
+            "retry_timeout",
+            Kind::number_from(0.0),
+            "Seconds after the first attempt in which a retry may start; 0 = no limit.",
+        )
+        .default(Literal::Int(0)),
+        Field::new("timeout", Kind::Object(&TIMEOUT), "Timeouts in seconds."),
+        Field::new(
+            "scheme",
+            Kind::Choice(&["grpc", "grpcs", "http", "https", "tcp", "tls", "udp", "kafka"]),
+            "tls = TLS toward the nodes; everything else = plain TCP.",
+        )
+        .default(Literal::Text("http")),
+        Field::new("tls", Kind::Object(&TLS), "Client certificate for scheme tls."),
+        Field::new("checks", Kind::Object(&CHECKS), "Health checks."),
+        Field::new("discovery_type", Kind::TEXT, "Registry to ask for the nodes of service_name."),
+        Field::new(
+            "service_name",
+            Kind::Text(Text::sized(1, 256)),
+            "Service to look up, for instance a DNS name.",
+        ),
+        Field::new("discovery_args", Kind::Object(&DISCOVERY_ARGS), "Arguments of the look-up."),
+        Field::new("keepalive_pool", Kind::Object(&KEEPALIVE_POOL), "HTTP only.").no_effect(),
+        Field::new("pass_host", Kind::Choice(&["pass", "node", "rewrite"]), "HTTP only.")
+            .default(Literal::Text("pass"))
+            .no_effect(),
+        Field::new("upstream_host", HOST, "HTTP only.").no_effect(),
+    ],
+)
+.rules(&[Rule::ExactlyOne(&[
+    &["nodes"],
+    &["service_name", "discovery_type"],
+])]);
+
+static NODE_MAP: Object =
+    Object::strict("", "\"host:port\": weight", &[]).rest(Rest::Each(&WEIGHT));
+
+/// A node of the list form. APISIX ignores keys it does not know here; they are told.
+static NODE: Object = Object::strict(
+    "Node",
+    "One node of an upstream.",
+    &[
+        Field::new("host", HOST, "Address or name.").required(),
+        Field::new("port", Kind::PORT, "TCP port; a stream has no default one."),
+        Field::new("weight", WEIGHT, "Share of the connections.").required(),
+        Field::new(
+            "priority",
+            Kind::INT,
+            "Nodes of a lower priority are used when all of a higher one failed.",
+        )
+        .default(Literal::Int(0)),
+        Field::new(
+            "metadata",
+            Kind::Object(&ANYTHING),
+            "For discovery and people.",
+        ),
+    ],
+)
+.rest(Rest::Warn);
+
+/// A mapping of anything.
+pub static ANYTHING: Object = Object::strict("", "", &[]).rest(Rest::Allow);
+
+static TIMEOUT: Object = Object::strict(
+    "Timeout",
+    "Timeouts in seconds; fractions are allowed.",
+    &[
+        Field::new("connect", Kind::POSITIVE, "For connecting to one node.").required(),
+        Field::new("send", Kind::POSITIVE, "The larger of send and read is the idle timeout.")
+            .required(),
+        Field::new("read", Kind::POSITIVE, "The larger of send and read is the idle timeout.")
+            .required(),
+    ],
+)
+.rest(Rest::Warn);
+
+static TLS: Object = Object::strict(
+    "UpstreamTls",
+    "Client certificate for scheme tls.",
+    &[
+        Field::new("client_cert_id", ID, "An item of ssls of type client."),
+        Field::new("client_cert", CERTIFICATE, "Client certificate, PEM."),
+        Field::new("client_key", PRIVATE_KEY, "Its private key, PEM.").secret(),
+        Field::new("verify", Kind::Bool, "Verify the node's certificate.")
+            .default(Literal::Bool(false)),
+    ],
+)
+.rest(Rest::Warn)
+.rules(&[
+    Rule::Needs("client_cert", "client_key"),
+    Rule::Needs("client_key", "client_cert"),
+    Rule::NotTogether(&["client_cert_id", "client_cert", "client_key"]),
+]);
+
+static KEEPALIVE_POOL: Object = Object::strict(
+    "",
+    "HTTP only.",
+    &[
+        Field::new("size", Kind::int_from(1), "").default(Literal::Int(320)),
+        Field::new("idle_timeout", Kind::number_from(0.0), "").default(Literal::Int(60)),
+        Field::new("requests", Kind::int_from(1), "").default(Literal::Int(1000)),
+    ],
+)
+.rest(Rest::Allow);
+
+static DISCOVERY_ARGS: Object = Object::strict(
+    "",
+    "Arguments of the look-up.",
+    &[
+        Field::new("namespace_id", Kind::TEXT, ""),
+        Field::new("group_name", Kind::TEXT, ""),
+    ],
+)
+.rest(Rest::Allow);

@@ -1,0 +1,212 @@
+//! `config.yaml` as [`Settings`]: what the process is, read once at start.
+//!
+//! A `config.yaml` written for APISIX loads unchanged. Keys of APISIX that mean nothing here are
+//! listed in [`Settings::without_effect`]; a key that APISIX does not have is a warning.
+
+mod load;
+mod listen;
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::diagnostic::Origin;
+
+pub use load::load;
+
+/// Everything `config.yaml` says that this program acts on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// `apisix.stream_proxy.tcp`, ranges expanded, in file order, without duplicates.
+    pub listeners: Vec<Listener>,
+    /// How many entries `apisix.stream_proxy.udp` has; UDP is not served.
+    pub udp_listeners: usize,
+    /// The format of the standalone file.
+    pub provider: Provider,
+    /// `mqtt_proxy.standalone_file` as written; relative to the folder of `config.yaml`.
+    pub standalone_file: Option<PathBuf>,
+    /// How many worker threads.
+    pub workers: Workers,
+    /// `apisix.enable_ipv6`: look up IPv6 addresses of names too. Default true.
+    pub enable_ipv6: bool,
+    /// How names are resolved.
+    pub dns: DnsSettings,
+    /// `stream_plugins`; APISIX's default list when the file has none.
+    pub stream_plugins: Vec<String>,
+    /// `apisix.ssl.fallback_sni`: the name of clients that send none.
+    pub fallback_sni: Option<String>,
+    /// `apisix.ssl.ssl_trusted_certificate`, unless it is `system`.
+    pub trusted_certificate: Option<PathBuf>,
+    /// The metrics endpoint, when it is asked for.
+    pub metrics: Option<MetricsSettings>,
+    /// How strictly CONNECT is judged.
+    pub connect: ConnectMode,
+    /// What a refused MQTT client gets.
+    pub refusal: RefusalMode,
+    /// What a node given by name is on the hash ring.
+    pub ring_identity: RingIdentity,
+    /// Limits on clients.
+    pub limits: Limits,
+    /// Idle timeouts of MQTT connections.
+    pub idle: Idle,
+    /// `mqtt_proxy.shutdown.timeout`: how long SIGTERM waits for connections. Default 300 s.
+    pub shutdown_timeout: Duration,
+    /// The mapping under `pingora:`, untouched; null if absent.
+    pub pingora: serde_yaml::Value,
+    /// Dotted paths of the keys APISIX knows that have no effect here, in file order.
+    pub without_effect: Vec<String>,
+}
+
+/// One address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Address and port.
+    pub addr: SocketAddr,
+    /// `tls`: end TLS here.
+    pub tls: bool,
+    /// `tls_passthrough`: route by SNI without ending TLS.
+    pub tls_passthrough: bool,
+    /// Expect a PROXY protocol header from clients.
+    pub proxy_protocol: bool,
+    /// Send a PROXY protocol header to nodes.
+    pub proxy_protocol_to_upstream: bool,
+    /// The entry as written, for messages; a range appears with each of its listeners.
+    pub written: String,
+    /// Where the entry stands; never part of equality.
+    pub position: Origin,
+}
+
+/// The format of the standalone file (`deployment.*.config_provider`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Provider {
+    /// `apisix.yaml`, ends with `#END`.
+    #[default]
+    Yaml,
+    /// `apisix.json`.
+    Json,
+}
+
+/// `nginx_config.worker_processes`, or the variable `APISIX_WORKER_PROCESSES`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Workers {
+    /// As many as there are processors.
+    #[default]
+    Auto,
+    /// That many.
+    Count(NonZeroUsize),
+}
+
+/// How names are resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsSettings {
+    /// `apisix.dns_resolver`, port 53 unless written; empty = those of the system.
+    pub servers: Vec<SocketAddr>,
+    /// `apisix.dns_resolver_valid`: overrides the TTL of records.
+    pub valid: Option<Duration>,
+    /// `apisix.resolver_timeout`. Default 5 s.
+    pub timeout: Duration,
+    /// `apisix.enable_resolv_search_opt`: apply the system's search domains. Default true.
+    pub search: bool,
+}
+
+impl Default for DnsSettings {
+    fn default() -> Self {
+        DnsSettings {
+            servers: Vec::new(),
+            valid: None,
+            timeout: Duration::from_secs(5),
+            search: true,
+        }
+    }
+}
+
+/// Where Prometheus text is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsSettings {
+    /// Address and port.
+    pub addr: SocketAddr,
+    /// Path, begins with `/`.
+    pub path: String,
+}
+
+/// `mqtt_proxy.connect`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConnectMode {
+    /// By the OASIS standards.
+    #[default]
+    Strict,
+    /// As APISIX: whatever lets a client id be read.
+    Tolerant,
+}
+
+/// `mqtt_proxy.refusal`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RefusalMode {
+    /// CONNACK with the reason, then close.
+    #[default]
+    Connack,
+    /// Close only, as APISIX.
+    Close,
+}
+
+/// `mqtt_proxy.ring_identity`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RingIdentity {
+    /// The name as written: the node keeps its clients when its address changes.
+    #[default]
+    Name,
+    /// The resolved address, as APISIX.
+    Address,
+}
+
+/// `mqtt_proxy.limits`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From accept to the first byte of CONNECT; above zero. Default 5 s.
+    pub first_byte_timeout: Duration,
+    /// From accept to the whole CONNECT; above zero. Default 10 s.
+    pub connect_timeout: Duration,
+    /// Bytes of a whole CONNECT packet, 64–1,048,576. Default 16,384, as nginx's preread buffer.
+    pub max_connect_size: usize,
+    /// Live client connections of the process; 0 = as many as open files allow.
+    pub max_connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            first_byte_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(10),
+            max_connect_size: 16_384,
+            max_connections: 0,
+        }
+    }
+}
+
+/// `mqtt_proxy.idle`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Idle {
+    /// Keep alive of CONNECT times this, 1–100. Default 1.5 \[MQTT-3.1.2-22\].
+    pub keep_alive_factor: f64,
+    /// Added to the product. Default 10 s.
+    pub keep_alive_margin: Duration,
+}
+
+impl Default for Idle {
+    fn default() -> Self {
+        Idle {
+            keep_alive_factor: 1.5,
+            keep_alive_margin: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The plugins APISIX enables in stream when `stream_plugins` is absent.
+pub const DEFAULT_STREAM_PLUGINS: [&str; 5] = [
+    "ip-restriction",
+    "limit-conn",
+    "mqtt-proxy",
+    "syslog",
+    "traffic-split",
+];

@@ -1,0 +1,28 @@
+//! MQTT-aware L4 load balancer: a drop-in for the stream side of Apache APISIX in standalone mode.
+//!
+//! The way of a configuration: [`config`] reads `config.yaml` and `apisix.yaml` into plain checked
+//! data; [`table`] builds from it, with [`route`] (which route takes a connection), [`upstream`]
+//! (nodes, balancers, names, connecting) and [`plugin`], the immutable table that new connections
+//! are served by; [`source`] follows the file and swaps the table.
+//!
+//! The way of a connection: [`session`] accepts it, reads CONNECT with [`mqtt`], connects to a
+//! broker and relays. [`telemetry`] counts; [`cli`] is the command line.
+//!
+//! Each room knows only those below it: `cli` → `source`, `session`, `telemetry` → `table` →
+//! `route`, `upstream`, `plugin` → `mqtt`, `config`. `config` and `mqtt` know neither sockets nor
+//! a runtime, so they can be read, tested and fuzzed alone.
+
+#![warn(missing_docs)]
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod mqtt;
+pub mod plugin;
+pub mod route;
+pub mod session;
+pub mod socket;
+pub mod source;
+pub mod table;
+pub mod telemetry;
+pub mod upstream;

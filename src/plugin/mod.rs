@@ -1,0 +1,3 @@
+//! Plugins of stream routes, one file each.
+
+pub mod mqtt_proxy;

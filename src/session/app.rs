@@ -1,0 +1,283 @@
+//! The connection path, as Pingora's `ServerApp`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora_core::apps::ServerApp;
+use pingora_core::protocols::Stream;
+use pingora_core::server::ShutdownWatch;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::client_stream::ClientStream;
+use super::connections::Connections;
+use super::first_answer::first_answer;
+use super::outcome::{End, Record};
+use super::preread::{Preread, PrereadError, read_connect};
+use super::refusal::{Refusal, tell_and_close};
+use super::relay::{Established, IdleTimeout, Relays};
+use crate::config::resource::upstream as config;
+use crate::config::settings::{ConnectMode, Idle, Limits, RefusalMode};
+use crate::mqtt::Mode;
+use crate::route::Request;
+use crate::table::{CurrentTable, Route};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::throttle::Throttle;
+use crate::upstream::Upstream;
+use crate::upstream::connect::{ConnectError, Connected, connect};
+use crate::upstream::hash_key::Source;
+use crate::upstream::variables::Variables;
+
+/// Silence that ends a connection without MQTT whose upstream sets no timeout (nginx's and so
+/// APISIX's `proxy_timeout`).
+const PLAIN_IDLE: Duration = Duration::from_secs(600);
+/// Silence that ends an MQTT connection whose broker has ended its side already.
+const MQTT_IDLE_AFTER_BROKER_END: Duration = Duration::from_secs(60);
+
+/// What the connection path does with every connection, read once at start.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// How strictly CONNECT is judged.
+    pub connect: ConnectMode,
+    /// Whether a refused MQTT client is told why.
+    pub refusal: RefusalMode,
+    /// Deadlines and sizes before the relay.
+    pub limits: Limits,
+    /// Idle timeout from the keep alive.
+    pub idle: Idle,
+}
+
+/// Serves client connections from the current table.
+pub struct ProxyApp {
+    /// Where routes and upstreams come from; each connection takes the one that is current when
+    /// it is accepted.
+    pub table: Arc<CurrentTable>,
+    /// Settings of the connection path.
+    pub policy: Policy,
+    /// Where everything is counted.
+    pub metrics: Arc<Metrics>,
+    /// The live connections.
+    pub connections: Arc<Connections>,
+    /// Where established pairs go.
+    pub relays: Relays,
+    /// Keeps refusals from flooding the log.
+    pub throttle: Throttle,
+}
+
+#[async_trait]
+impl ServerApp for ProxyApp {
+    async fn process_new(
+        self: &Arc<Self>,
+        session: Stream,
+        _shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let accepted = session.into_any().downcast::<ClientStream>().ok();
+        match accepted {
+            Some(accepted) => self.serve(*accepted).await,
+            None => log::error!("a connection did not come from this program's own listener"),
+        }
+        None
+    }
+}
+
+impl ProxyApp {
+    async fn serve(&self, accepted: ClientStream) {
+        let ClientStream {
+            mut stream,
+            client,
+            listener,
+            permit,
+        } = accepted;
+        let started = Instant::now();
+        let live = self.connections.enter();
+        let metrics = self.metrics.clone();
+        let mut record = Record::open(client, listener, metrics, permit, live);
+        let mut preread = Preread::default();
+        match self
+            .admit(&mut stream, &mut record, &mut preread, started)
+            .await
+        {
+            Ok(broker) => self.relay(stream, broker, preread, record).await,
+            Err(PrereadError::ClientLeft) => record.end = End::ClientLeftEarly,
+            Err(PrereadError::Refused(refusal)) => {
+                record.end = End::Refused;
+                self.report(&refusal, &record);
+                let level = preread.mqtt.map(|mqtt| mqtt.level);
+                let answer = match self.policy.refusal {
+                    RefusalMode::Connack => refusal.connack(level),
+                    RefusalMode::Close => None,
+                };
+                if let Some(answer) = answer {
+                    tell_and_close(stream, answer).await;
+                }
+            }
+        }
+    }
+
+    /// From accept to a connected broker.
+    async fn admit(
+        &self,
+        stream: &mut TcpStream,
+        record: &mut Record,
+        preread: &mut Preread,
+        started: Instant,
+    ) -> Result<TcpStream, PrereadError> {
+        let refuse = PrereadError::Refused;
+        let server = local_address(stream, record).map_err(|_| PrereadError::ClientLeft)?;
+        let table = self.table.load();
+        let route = table
+            .route(&Request {
+                client: record.client.ip(),
+                server,
+                sni: None,
+            })
+            .ok_or(refuse(Refusal::NoRoute))?
+            .clone();
+        drop(table);
+        record.route = Some(route.clone());
+        self.metrics.connection_on_route(&route.id);
+        if let Some(plugin) = &route.mqtt_proxy {
+            let mode = match self.policy.connect {
+                ConnectMode::Strict => Mode::Strict,
+                ConnectMode::Tolerant => Mode::Tolerant,
+            };
+            *preread = read_connect(stream, plugin, mode, &self.policy.limits, started).await?;
+        }
+        let upstream = route
+            .upstream
+            .as_ref()
+            .map_err(|error| refuse(error.clone().into()))?;
+        let key = upstream.key(&variables(&route, record.client, server, preread));
+        if key.source == Source::AddressFallback {
+            self.metrics.hash_key_missing(&route.id);
+        }
+        let broker = tokio::select! {
+            broker = self.connect(upstream, &key.bytes) => broker.map_err(|error| refuse(error.into()))?,
+            // A client that resets while its broker is being dialled wants nothing any more.
+            _ = stream.ready(Interest::ERROR) => return Err(PrereadError::ClientLeft),
+        };
+        record.broker = Some(broker.in_flight);
+        Ok(broker.stream)
+    }
+
+    async fn connect(&self, upstream: &Upstream, key: &[u8]) -> Result<Connected, ConnectError> {
+        connect(upstream, key, |target, error| {
+            self.metrics.connect_failed(upstream.label());
+            if let Some(more) = self.throttle.admit(target.node.label()) {
+                log::warn!(
+                    "upstream {}: node {} ({}) does not answer: {error}{more}",
+                    upstream.label(),
+                    target.node.label(),
+                    target.address
+                );
+            }
+        })
+        .await
+    }
+
+    /// Sends what was read and hands the pair to the relay.
+    async fn relay(
+        &self,
+        client: TcpStream,
+        broker: TcpStream,
+        preread: Preread,
+        mut record: Record,
+    ) {
+        let mut to_broker = preread.received;
+        if !to_broker.is_empty()
+            && let Ok(count) = broker.try_write(&to_broker)
+        {
+            record.to_broker += count as u64;
+            to_broker.drain(..count);
+        }
+        // An upstream that came with the route's table and is served until the connection ends.
+        let timeout = record
+            .route
+            .as_ref()
+            .and_then(|route| route.upstream.as_ref().ok())
+            .and_then(|upstream| upstream.config().timeout);
+        let mut to_client = Vec::new();
+        let open = match (timeout, &preread.mqtt) {
+            (Some(config::Timeouts { send, read, .. }), _) => Some(send.max(read)),
+            (None, None) => Some(PLAIN_IDLE),
+            (None, Some(mqtt)) if mqtt.level == 5 && to_broker.is_empty() => {
+                let answer = first_answer(&client, &broker, mqtt.level).await;
+                to_client = answer.bytes;
+                let promised = self.idle_from_keep_alive(mqtt.keep_alive);
+                match answer.connack {
+                    Some(connack) => match connack.server_keep_alive {
+                        Some(seconds) => self.idle_from_keep_alive(seconds),
+                        None => promised,
+                    },
+                    // The broker may still overrule the keep alive, unseen.
+                    None => promised.map(|idle| idle.max(PLAIN_IDLE)),
+                }
+            }
+            (None, Some(mqtt)) => self.idle_from_keep_alive(mqtt.keep_alive),
+        };
+        self.relays.hand_over(Established {
+            client,
+            broker,
+            to_broker,
+            to_client,
+            idle: IdleTimeout {
+                open,
+                after_broker_end: preread.mqtt.map(|_| MQTT_IDLE_AFTER_BROKER_END),
+            },
+            record,
+        });
+    }
+
+    /// One and a half keep alives [MQTT-3.1.2-24] and a margin, so that the broker, which knows
+    /// better, is always first to end a silent connection. Keep alive 0 promises nothing.
+    fn idle_from_keep_alive(&self, seconds: u16) -> Option<Duration> {
+        let Idle {
+            keep_alive_factor,
+            keep_alive_margin,
+        } = self.policy.idle;
+        let promised = Duration::from_secs(seconds.into());
+        (seconds > 0).then(|| promised.mul_f64(keep_alive_factor) + keep_alive_margin)
+    }
+
+    fn report(&self, refusal: &Refusal, record: &Record) {
+        let reason = refusal.reason();
+        self.metrics.refused(reason);
+        if let Some(more) = self.throttle.admit(reason) {
+            log::warn!(
+                "refused client {} on {}: {reason}: {refusal}{more}",
+                record.client,
+                record.listener.address
+            );
+        }
+    }
+}
+
+fn variables<'a>(
+    route: &'a Route,
+    client: SocketAddr,
+    server: SocketAddr,
+    preread: &'a Preread,
+) -> Variables<'a> {
+    Variables {
+        client,
+        server,
+        route_id: &route.id,
+        route_name: route.name.as_deref(),
+        service_id: route.service_id.as_deref(),
+        service_name: route.service_name.as_deref(),
+        mqtt: preread.mqtt.as_ref(),
+    }
+}
+
+/// The address on which the connection arrived; the kernel is asked only where the listener's
+/// own address does not say.
+fn local_address(stream: &TcpStream, record: &Record) -> std::io::Result<SocketAddr> {
+    let listening = record.listener.address;
+    match listening.ip().is_unspecified() {
+        true => stream.local_addr(),
+        false => Ok(listening),
+    }
+}

@@ -1,0 +1,17 @@
+//! The way of a connection: accept, match the route, read CONNECT, connect to a broker, relay.
+//!
+//! Pingora drives it: [`service::ListenService`] is a Pingora service that accepts and hands each
+//! connection to a Pingora `ServerApp`, [`app::ProxyApp`]. Once both sides stand, the connection
+//! leaves the future of `process_new` for a small task of its own ([`relay`]), which is where it
+//! spends its weeks.
+
+pub mod app;
+pub mod client_stream;
+pub mod connections;
+pub mod first_answer;
+pub mod listener;
+pub mod outcome;
+pub mod preread;
+pub mod refusal;
+pub mod relay;
+pub mod service;

@@ -1,0 +1,310 @@
+//! What a relay does, without I/O: two flows of bytes, one each way, until both have ended.
+//!
+//! Each flow reads what its sender has and writes it to its receiver at once. Only what the
+//! receiver does not take is kept, and while it is kept nothing more is read: back-pressure
+//! reaches the sender through the kernel, and an idle flow holds no memory. The end of a sender is
+//! passed on once everything before it is written, and the other flow goes on (half-close).
+
+use std::io::{self, ErrorKind};
+use std::time::Duration;
+
+use super::IdleTimeout;
+use crate::session::outcome::{End, Record};
+
+/// How long a client whose broker is gone may still send into the void. Closing its socket with
+/// unread bytes would make the kernel send a reset, which may overtake the broker's last words
+/// (an MQTT 5 DISCONNECT with its reason) on their way to the client's application.
+const DISCARD_LIMIT: Duration = Duration::from_secs(5);
+/// Scratch fulls that one call moves before it lets other connections have their turn.
+const TURN: usize = 8;
+
+/// One end of a pair. Nothing here waits: what cannot be done now is `WouldBlock`, and the engine
+/// calls [`Pair::advance`] again when it may be possible.
+pub trait Side {
+    /// Reads some bytes; 0 is the end.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Writes some of `bytes`, which are not empty.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Pushes out what a layer below may hold back.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Ends the sending side.
+    fn end(&mut self) -> io::Result<()>;
+}
+
+/// What [`Pair::advance`] leaves to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing before a side can be read or written again.
+    Wait,
+    /// More right away; others may have their turn first.
+    More,
+    /// Both flows have ended: drop the pair.
+    Done,
+}
+
+/// One direction.
+#[derive(Debug)]
+struct Flow {
+    state: State,
+    /// Read, not yet written, and how much of it is written already.
+    owed: Option<Box<Owed>>,
+}
+
+#[derive(Debug)]
+struct Owed {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The sender may send more.
+    Open,
+    /// The sender has ended; the receiver is to be told when it has got everything.
+    Ended,
+    /// The receiver is gone; what the sender still sends is thrown away.
+    Discarding,
+    /// Over.
+    Closed,
+}
+
+/// Which end of a flow failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    Sender,
+    Receiver,
+}
+
+/// The two flows of a connection, its idle timeout and its record.
+#[derive(Debug)]
+pub struct Pair {
+    up: Flow,
+    down: Flow,
+    idle: IdleTimeout,
+    ended: bool,
+    record: Record,
+}
+
+impl Flow {
+    fn owing(bytes: Vec<u8>) -> Self {
+        let owed = (!bytes.is_empty()).then(|| Box::new(Owed { bytes, written: 0 }));
+        Flow {
+            state: State::Open,
+            owed,
+        }
+    }
+
+    /// Moves bytes until the sender has no more, the receiver takes no more, or the turn is over.
+    /// Adds what the receiver took to `moved`.
+    fn advance(
+        &mut self,
+        sender: &mut impl Side,
+        receiver: &mut impl Side,
+        scratch: &mut [u8],
+        moved: &mut u64,
+    ) -> Result<Progress, Failure> {
+        for _ in 0..TURN {
+            if let Some(owed) = &mut self.owed {
+                match write(receiver, &owed.bytes[owed.written..])? {
+                    0 => return Ok(Progress::Wait),
+                    count => {
+                        *moved += count as u64;
+                        owed.written += count;
+                    }
+                }
+                if owed.written == owed.bytes.len() {
+                    self.owed = None;
+                }
+                continue;
+            }
+            match self.state {
+                State::Open => match read(sender, scratch)? {
+                    None => {
+                        // A layer that collects records sends them when nothing more comes.
+                        let flushed = receiver.flush();
+                        flushed.or_else(passing).map_err(|_| Failure::Receiver)?;
+                        return Ok(Progress::Wait);
+                    }
+                    Some(0) => self.state = State::Ended,
+                    Some(count) => self.pass_on(receiver, &scratch[..count], moved)?,
+                },
+                State::Ended => match receiver.end() {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        return Ok(Progress::Wait);
+                    }
+                    ended => {
+                        self.state = State::Closed;
+                        ended.map_err(|_| Failure::Receiver)?;
+                    }
+                },
+                State::Discarding => match read(sender, scratch)? {
+                    None => return Ok(Progress::Wait),
+                    Some(0) => self.state = State::Closed,
+                    Some(_) => {}
+                },
+                State::Closed => return Ok(Progress::Done),
+            }
+        }
+        Ok(Progress::More)
+    }
+
+    /// Writes what the receiver takes at once and keeps the rest.
+    fn pass_on(
+        &mut self,
+        receiver: &mut impl Side,
+        bytes: &[u8],
+        moved: &mut u64,
+    ) -> Result<(), Failure> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match write(receiver, rest)? {
+                0 => {
+                    self.owed = Some(Box::new(Owed {
+                        bytes: rest.to_vec(),
+                        written: 0,
+                    }));
+                    return Ok(());
+                }
+                count => {
+                    *moved += count as u64;
+                    rest = &rest[count..];
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pair {
+    /// A pair that owes these bytes already.
+    pub fn new(to_broker: Vec<u8>, to_client: Vec<u8>, idle: IdleTimeout, record: Record) -> Self {
+        Pair {
+            up: Flow::owing(to_broker),
+            down: Flow::owing(to_client),
+            idle,
+            ended: false,
+            record,
+        }
+    }
+
+    /// Moves what can be moved now, both ways. The second value says whether anything moved.
+    pub fn advance(
+        &mut self,
+        client: &mut impl Side,
+        broker: &mut impl Side,
+        scratch: &mut [u8],
+    ) -> (Progress, bool) {
+        let before = self.record.to_broker + self.record.to_client;
+        let up = self
+            .up
+            .advance(client, broker, scratch, &mut self.record.to_broker);
+        let up = match up {
+            Ok(progress) => progress,
+            Err(Failure::Sender) => return self.over(End::ClientError),
+            Err(Failure::Receiver) => {
+                self.note(End::BrokerError);
+                self.up = Flow {
+                    state: State::Discarding,
+                    owed: None,
+                };
+                let limit = self
+                    .idle
+                    .open
+                    .map_or(DISCARD_LIMIT, |idle| idle.min(DISCARD_LIMIT));
+                self.idle.open = Some(limit);
+                Progress::More
+            }
+        };
+        if self.up.state == State::Ended || up == Progress::Done {
+            self.note(End::ClientClosed);
+        }
+        let down = self
+            .down
+            .advance(broker, client, scratch, &mut self.record.to_client);
+        let down = match down {
+            Ok(progress) => progress,
+            Err(Failure::Sender) => {
+                self.note(End::BrokerError);
+                // The client is told by the end of the stream, as by a broker that closes.
+                self.down.state = State::Ended;
+                self.up.state = match self.up.state {
+                    State::Closed => State::Closed,
+                    _ => State::Discarding,
+                };
+                self.up.owed = None;
+                self.idle.open = Some(DISCARD_LIMIT);
+                Progress::More
+            }
+            Err(Failure::Receiver) => return self.over(End::ClientError),
+        };
+        if self.down.state != State::Open {
+            self.note(End::BrokerClosed);
+            if let Some(limit) = self.idle.after_broker_end.take() {
+                self.idle.open = Some(self.idle.open.map_or(limit, |idle| idle.min(limit)));
+            }
+        }
+        let moved = self.record.to_broker + self.record.to_client != before;
+        let progress = match (up, down) {
+            (Progress::Done, Progress::Done) => Progress::Done,
+            (Progress::More, _) | (_, Progress::More) => Progress::More,
+            _ => Progress::Wait,
+        };
+        (progress, moved)
+    }
+
+    /// How long silence may last now; `None` for ever.
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        self.idle.open
+    }
+
+    /// The idle timeout has passed: drop the pair after this.
+    pub fn idle_timeout_passed(&mut self) {
+        self.note(End::IdleTimeout);
+    }
+
+    fn over(&mut self, end: End) -> (Progress, bool) {
+        self.note(end);
+        (Progress::Done, false)
+    }
+
+    /// Notes what ended the connection; the first word counts.
+    fn note(&mut self, end: End) {
+        if !self.ended {
+            (self.ended, self.record.end) = (true, end);
+        }
+    }
+}
+
+/// Reads; `None` when there is nothing now.
+fn read(sender: &mut impl Side, scratch: &mut [u8]) -> Result<Option<usize>, Failure> {
+    loop {
+        return match sender.read(scratch) {
+            Ok(count) => Ok(Some(count)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => Err(Failure::Sender),
+        };
+    }
+}
+
+/// Writes; 0 when nothing is taken now.
+fn write(receiver: &mut impl Side, bytes: &[u8]) -> Result<usize, Failure> {
+    loop {
+        return match receiver.write(bytes) {
+            Ok(0) => Err(Failure::Receiver),
+            Ok(count) => Ok(count),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => Err(Failure::Receiver),
+        };
+    }
+}
+
+fn passing(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        ErrorKind::WouldBlock => Ok(()),
+        _ => Err(error),
+    }
+}

@@ -1,0 +1,277 @@
+//! Where resources come from: the standalone file, read at start and followed afterwards.
+
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use watch::Identity;
+
+use crate::config::diagnostic::Diagnostic;
+use crate::config::resource::weights::gcd_change_warnings;
+use crate::config::settings::{Provider, RingIdentity, Settings};
+use crate::config::standalone::{self, Resources};
+use crate::table::{CurrentTable, Table};
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::Context;
+use crate::upstream::names::Names;
+
+/// A larger file is not read; 10,000 routes are about 2 MB.
+const MAX_FILE_SIZE: u64 = 256 * 1024 * 1024;
+/// How long a reload waits for the addresses of names it has not seen before.
+const NEW_NAMES: Duration = Duration::from_millis(300);
+/// So many problems of one load are logged one by one; `check` prints all.
+const MAX_PROBLEMS_LOGGED: usize = 50;
+
+/// Where the standalone file is and how it is to be read.
+#[derive(Debug, Clone)]
+pub struct StandaloneFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// YAML with an end mark, or JSON.
+    pub provider: Provider,
+    /// The plugins that may be used, unless the file has its own list.
+    pub stream_plugins: Vec<String>,
+}
+
+/// Why a file cannot be taken at all.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It cannot be read.
+    #[error("{}: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system answers.
+        error: std::io::Error,
+    },
+    /// It is not worth parsing: too large, or no text.
+    #[error("{}: {what}", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// It cannot be read whole: syntax, end mark, a missing variable.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Rejected(Vec<Diagnostic>),
+}
+
+impl StandaloneFile {
+    /// Finds the standalone file of `settings`, which were read from `config_file`: `routes` if
+    /// given, else `mqtt_proxy.standalone_file`, else `apisix.yaml` or `apisix.json` beside it.
+    pub fn of(settings: &Settings, config_file: &Path, routes: Option<PathBuf>) -> Self {
+        let name = match settings.provider {
+            Provider::Yaml => "apisix.yaml",
+            Provider::Json => "apisix.json",
+        };
+        let configured = settings.standalone_file.clone();
+        let beside = config_file.parent().unwrap_or(Path::new("."));
+        let path = routes.unwrap_or_else(|| {
+            let name = configured.unwrap_or_else(|| PathBuf::from(name));
+            beside.join(name)
+        });
+        // A file that says what it is needs no provider to say it.
+        let provider = match path.extension() {
+            Some(extension) if extension == "json" => Provider::Json,
+            Some(extension) if extension == "yaml" || extension == "yml" => Provider::Yaml,
+            _ => settings.provider,
+        };
+        StandaloneFile {
+            path,
+            provider,
+            stream_plugins: settings.stream_plugins.clone(),
+        }
+    }
+
+    /// Reads and checks the file. Bad objects are left out, or keep the version that `previous`
+    /// has of them, and are among the diagnostics.
+    ///
+    /// # Errors
+    /// When the file cannot be taken as a whole; then nothing of it may be used.
+    pub fn load(
+        &self,
+        previous: Option<&Resources>,
+    ) -> Result<(Resources, Vec<Diagnostic>), LoadError> {
+        let text = read_text(&self.path)?;
+        standalone::load(
+            &text,
+            &self.path,
+            self.provider,
+            &environment,
+            &self.stream_plugins,
+            previous,
+        )
+        .map_err(LoadError::Rejected)
+    }
+}
+
+/// Reads a configuration file, bounded in size.
+///
+/// # Errors
+/// When it cannot be read, is larger than 256 MiB, or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String, LoadError> {
+    let read = || {
+        let size = std::fs::metadata(path)?.len();
+        match size > MAX_FILE_SIZE {
+            true => Ok(None),
+            false => std::fs::read(path).map(Some),
+        }
+    };
+    let bytes = read().map_err(|error| LoadError::Read {
+        path: path.to_owned(),
+        error,
+    })?;
+    let not_text = |what| LoadError::NotText {
+        path: path.to_owned(),
+        what,
+    };
+    let bytes = bytes.ok_or(not_text("is larger than 256 MiB"))?;
+    String::from_utf8(bytes).map_err(|_| not_text("is not UTF-8 text"))
+}
+
+/// The environment of the process, for `${{VAR}}`.
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Follows the standalone file: a Pingora background service (see [`watch`]).
+pub struct Source {
+    /// The file.
+    pub file: StandaloneFile,
+    /// The table to swap.
+    pub table: Arc<CurrentTable>,
+    /// Where node names are resolved.
+    pub names: Arc<Names>,
+    /// What a node given by name is on a ring.
+    pub ring_identity: RingIdentity,
+    /// Where loads are counted.
+    pub metrics: Arc<Metrics>,
+    /// Asks for a load now, changed or not (SIGHUP).
+    pub reload: Arc<Notify>,
+    serving: Mutex<Option<Resources>>,
+    identity: Mutex<Identity>,
+}
+
+impl Source {
+    /// A source that has loaded nothing yet.
+    pub fn new(
+        file: StandaloneFile,
+        table: Arc<CurrentTable>,
+        names: Arc<Names>,
+        ring_identity: RingIdentity,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Source {
+            file,
+            table,
+            names,
+            ring_identity,
+            metrics,
+            reload: Arc::default(),
+            serving: Mutex::default(),
+            identity: Mutex::default(),
+        }
+    }
+
+    /// Which version of the file was loaded last, successfully or not.
+    fn identity_loaded(&self) -> Identity {
+        lock(&self.identity).clone()
+    }
+
+    /// Loads the file and builds its table without swapping it in.
+    ///
+    /// # Errors
+    /// As [`StandaloneFile::load`].
+    pub fn load(&self) -> Result<Loaded, LoadError> {
+        // Taken before the file is read: a change while it is being read is seen afterwards.
+        *lock(&self.identity) = Identity::of(&self.file.path);
+        let serving = lock(&self.serving);
+        let started = Instant::now();
+        let (resources, diagnostics) = self.file.load(serving.as_ref())?;
+        let moved = serving
+            .as_ref()
+            .map(|before| gcd_change_warnings(before, &resources))
+            .unwrap_or_default();
+        drop(serving);
+        let context = Context {
+            names: &self.names,
+            ring_identity: self.ring_identity,
+        };
+        let table = Table::build(&resources, &context, &self.table.load());
+        Ok(Loaded {
+            resources,
+            diagnostics,
+            moved,
+            table,
+            took: started.elapsed(),
+        })
+    }
+
+    /// Has new connections served by what was loaded, and says so in the log.
+    pub fn apply(&self, loaded: Loaded, verb: &str) {
+        log_problems(&loaded.diagnostics);
+        for warning in &loaded.moved {
+            log::warn!("{warning}");
+        }
+        log::info!(
+            "config file {} {verb}. ({} stream routes, {} upstreams, {} ms)",
+            self.file.path.display(),
+            loaded.table.routes().len(),
+            loaded.table.upstreams().count(),
+            loaded.took.as_millis(),
+        );
+        self.table.store(Arc::new(loaded.table));
+        *lock(&self.serving) = Some(loaded.resources);
+        self.metrics.reloaded(true);
+    }
+
+    /// One reload: load, wait a moment for new names, swap; or keep what is being served and say
+    /// why.
+    async fn reload_now(&self) {
+        match self.load() {
+            Ok(loaded) => {
+                self.names.settled(NEW_NAMES).await;
+                self.apply(loaded, "reloaded");
+            }
+            Err(error) => {
+                self.metrics.reloaded(false);
+                log::error!(
+                    "config file {} not applied: {error}; what was loaded before stays in service",
+                    self.file.path.display()
+                );
+            }
+        }
+    }
+}
+
+/// A file that was loaded and is not served yet.
+pub struct Loaded {
+    /// What it says.
+    pub resources: Resources,
+    /// What is wrong with parts of it.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Upstreams most of whose clients move, because the common divisor of the weights changed.
+    moved: Vec<String>,
+    /// The table built from it.
+    table: Table,
+    took: Duration,
+}
+
+/// A poisoned lock only means that a load panicked; what is behind it is replaced as a whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn log_problems(diagnostics: &[Diagnostic]) {
+    for diagnostic in diagnostics.iter().take(MAX_PROBLEMS_LOGGED) {
+        log::warn!("{diagnostic}");
+    }
+    let more = diagnostics.len().saturating_sub(MAX_PROBLEMS_LOGGED);
+    if more > 0 {
+        log::warn!("{more} more problems; `mqtt-proxy check` prints them all");
+    }
+}

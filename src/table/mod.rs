@@ -1,0 +1,78 @@
+//! The table: everything that a new connection is served by, built from the resources of one
+//! load and swapped in as a whole.
+
+mod build;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::plugin::mqtt_proxy::MqttProxy;
+use crate::route::{Request, RouteIndex};
+use crate::upstream::Upstream;
+
+/// A stream route with everything that serves its connections.
+#[derive(Debug)]
+pub struct Route {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: Option<String>,
+    /// Id of the service through which it gets its upstream and plugins.
+    pub service_id: Option<String>,
+    /// Name of that service.
+    pub service_name: Option<String>,
+    /// The `mqtt-proxy` plugin; without it the route is plain TCP.
+    pub mqtt_proxy: Option<MqttProxy>,
+    /// Where its connections go, or why they can go nowhere.
+    pub upstream: Result<Arc<Upstream>, NoUpstream>,
+}
+
+/// Why a route has no upstream. APISIX finds out at the first connection; here `check` and the
+/// log of a load say it before.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoUpstream {
+    /// `upstream_id` names an upstream that does not exist (or was refused).
+    #[error("failed to find upstream by id: {0}")]
+    UnknownUpstream(String),
+    /// `service_id` names a service that does not exist (or was refused).
+    #[error("failed to fetch service configuration by id: {0}")]
+    UnknownService(String),
+    /// Neither the route nor its service says where to go.
+    #[error("missing upstream configuration in Route or Service")]
+    Missing,
+}
+
+/// All routes and upstreams of one load. Immutable.
+#[derive(Debug, Default)]
+pub struct Table {
+    index: RouteIndex,
+    routes: Vec<Arc<Route>>,
+    upstreams: HashMap<String, Arc<Upstream>>,
+}
+
+impl Table {
+    /// The route that takes a connection.
+    pub fn route(&self, request: &Request<'_>) -> Option<&Arc<Route>> {
+        self.index
+            .find(request)
+            .map(|position| &self.routes[position])
+    }
+
+    /// All routes, in file order.
+    pub fn routes(&self) -> &[Arc<Route>] {
+        &self.routes
+    }
+
+    /// All upstreams, those written inline included.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.upstreams.values()
+    }
+}
+
+/// The table that new connections are served by. Swapped as a whole by a reload.
+pub type CurrentTable = ArcSwap<Table>;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,5 @@
+//! What an operator sees: metrics, and log lines that cannot flood.
+
+pub mod endpoint;
+pub mod metrics;
+pub mod throttle;

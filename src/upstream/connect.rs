@@ -1,0 +1,138 @@
+//! Connecting to a broker: one address after the other until one answers.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::Upstream;
+use super::node::InFlight;
+use super::targets::Target;
+
+/// How long one connect may take where the upstream sets no `timeout.connect` (APISIX: 60 s).
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A broker that answered.
+#[derive(Debug)]
+pub struct Connected {
+    /// The open connection, TCP_NODELAY and TCP keepalive set.
+    pub stream: TcpStream,
+    /// Its address.
+    pub address: SocketAddr,
+    /// Counts the connection on its node.
+    pub in_flight: InFlight,
+    /// How many addresses were tried, this one included.
+    pub tries: usize,
+}
+
+/// Why no broker could be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No node has an address and a weight.
+    #[error("no valid upstream node")]
+    NoNode,
+    /// Every address that may be tried was tried.
+    #[error("all {tries} tries failed, last {address}: {error}")]
+    AllFailed {
+        /// How many addresses were tried.
+        tries: usize,
+        /// The last one.
+        address: SocketAddr,
+        /// What it answered.
+        error: io::Error,
+    },
+    /// `retry_timeout` had passed when the next try was due.
+    #[error("retry_timeout passed after {tries} tries, last {address}: {error}")]
+    RetryTimeout {
+        /// How many addresses were tried.
+        tries: usize,
+        /// The last one.
+        address: SocketAddr,
+        /// What it answered.
+        error: io::Error,
+    },
+}
+
+impl ConnectError {
+    /// The label of this error in logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            ConnectError::NoNode => "no_node",
+            ConnectError::AllFailed { .. } => "connect_failed",
+            ConnectError::RetryTimeout { .. } => "retry_timeout",
+        }
+    }
+}
+
+/// Connects to the first node of `upstream` that answers a connection with this hash key.
+/// `failed` hears of each address that does not.
+///
+/// # Errors
+/// When no address is left, or `retries` or `retry_timeout` ends the search.
+pub async fn connect(
+    upstream: &Upstream,
+    key: &[u8],
+    mut failed: impl FnMut(&Target, &io::Error),
+) -> Result<Connected, ConnectError> {
+    let config = upstream.config();
+    let timeout = config
+        .timeout
+        .as_ref()
+        .map_or(DEFAULT_CONNECT_TIMEOUT, |timeout| timeout.connect);
+    let retry_until = config.retry_timeout.map(|limit| Instant::now() + limit);
+    let mut tries = 0;
+    let mut last = None;
+    for target in upstream.targets(key) {
+        if let Some((address, error)) = last.take() {
+            // APISIX looks at the clock only before a retry, never during one.
+            if retry_until.is_some_and(|until| Instant::now() >= until) {
+                return Err(ConnectError::RetryTimeout {
+                    tries,
+                    address,
+                    error,
+                });
+            }
+        }
+        tries += 1;
+        let in_flight = InFlight::on(target.node.clone());
+        match connect_to(target.address, timeout).await {
+            Ok(stream) => {
+                return Ok(Connected {
+                    stream,
+                    address: target.address,
+                    in_flight,
+                    tries,
+                });
+            }
+            Err(error) => {
+                failed(&target, &error);
+                last = Some((target.address, error));
+            }
+        }
+    }
+    Err(match last {
+        Some((address, error)) => ConnectError::AllFailed {
+            tries,
+            address,
+            error,
+        },
+        None => ConnectError::NoNode,
+    })
+}
+
+async fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_nodelay(true)?;
+    crate::socket::set_keepalive(&socket)?;
+    match tokio::time::timeout(timeout, socket.connect(address)).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {timeout:?}"),
+        )),
+    }
+}

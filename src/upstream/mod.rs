@@ -1,0 +1,188 @@
+//! Upstreams: nodes, balancers, names and connecting with retries.
+
+pub mod connect;
+pub mod hash_key;
+pub mod level;
+pub mod names;
+pub mod node;
+pub mod ring;
+pub mod round_robin;
+pub mod targets;
+pub mod variables;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::config::resource::upstream::{self as resource, Balancer, HashKey, Host};
+use crate::config::settings::RingIdentity;
+use hash_key::{Key, Source};
+use level::{Level, Member};
+use names::{NameUser, Names};
+use node::Node;
+use targets::Targets;
+use variables::Variables;
+
+/// What an upstream is built with besides its own object.
+pub struct Context<'a> {
+    /// Where node names are resolved.
+    pub names: &'a Names,
+    /// What a node given by name is on a hash ring.
+    pub ring_identity: RingIdentity,
+}
+
+/// An upstream at run time: immutable but for what its names resolve to and its counts.
+pub struct Upstream {
+    label: String,
+    config: resource::Upstream,
+    levels: Vec<Level>,
+    refreshing: Mutex<()>,
+}
+
+impl Upstream {
+    /// Builds the upstream that logs and metrics call `label`.
+    ///
+    /// `previous` is the upstream that stood at the same place of the table before: nodes that
+    /// are still there are taken over with their counts.
+    pub fn build(
+        label: String,
+        config: &resource::Upstream,
+        context: &Context<'_>,
+        previous: Option<&Upstream>,
+    ) -> Arc<Self> {
+        let known: HashMap<&str, &Arc<Node>> = previous
+            .iter()
+            .flat_map(|upstream| upstream.nodes())
+            .map(|node| (node.label(), node))
+            .collect();
+        let mut named = Vec::new();
+        let mut by_priority: BTreeMap<i64, Vec<Member>> = BTreeMap::new();
+        for configured in &config.nodes {
+            let label = Node::label_of(&configured.host, configured.port);
+            let name = match &configured.host {
+                Host::Ip(_) => None,
+                Host::Name(name) => Some(context.names.get(name)),
+            };
+            named.extend(name.clone());
+            let node = match (known.get(label.as_str()), &configured.host, name) {
+                (Some(&node), ..) => node.clone(),
+                (None, _, Some(name)) => Arc::new(Node::named(name, configured.port)),
+                (None, Host::Ip(ip), None) => Arc::new(Node::fixed((*ip, configured.port).into())),
+                (None, Host::Name(_), None) => unreachable!("a name has its entry"),
+            };
+            let members = by_priority.entry(configured.priority).or_default();
+            match members
+                .iter_mut()
+                .find(|member| member.node.label() == label)
+            {
+                // APISIX keys nodes by host and port: the last of several decides the weight.
+                Some(member) => member.weight = configured.weight,
+                None => members.push(Member {
+                    node,
+                    weight: configured.weight,
+                }),
+            }
+        }
+        let levels = by_priority
+            .into_values()
+            .rev()
+            .map(|members| Level::new(members, config.balancer, context.ring_identity))
+            .collect();
+        let upstream = Arc::new(Upstream {
+            label,
+            config: config.clone(),
+            levels,
+            refreshing: Mutex::new(()),
+        });
+        if context.ring_identity == RingIdentity::Address {
+            for name in named {
+                let user: Weak<Upstream> = Arc::downgrade(&upstream);
+                name.subscribe(user);
+            }
+            // A name may have got its addresses between the building of the ring and now.
+            upstream.addresses_changed();
+        }
+        upstream
+    }
+
+    /// `ID` of an upstream object, or `route/ID`, `service/ID` for one written inline.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The object that it was built from.
+    pub fn config(&self) -> &resource::Upstream {
+        &self.config
+    }
+
+    /// All nodes, highest priority first.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.levels
+            .iter()
+            .flat_map(|level| &level.members)
+            .map(|member| &member.node)
+    }
+
+    /// The hash key of a connection; empty where the balancer does not hash.
+    pub fn key(&self, variables: &Variables<'_>) -> Key {
+        match self.config.balancer {
+            Balancer::Chash => hash_key::resolve(&self.config.hash_key, variables),
+            Balancer::RoundRobin | Balancer::LeastConn => Key {
+                bytes: Vec::new(),
+                source: Source::Configured,
+            },
+        }
+    }
+
+    /// The nodes in the order in which a connection with this key tries them, all levels, without
+    /// regard to what names resolve to now: what `explain` prints.
+    pub fn node_order(&self, key: &[u8]) -> Vec<&Node> {
+        let mut order = Vec::new();
+        for level in &self.levels {
+            let mut tried = Vec::new();
+            while let Some(place) = level.pick(key, &tried) {
+                tried.push(place);
+                order.push(&*level.members[place.member].node);
+            }
+        }
+        order
+    }
+
+    /// The addresses to try for a connection with this key, one after the other.
+    pub fn targets<'a>(&'a self, key: &'a [u8]) -> Targets<'a> {
+        Targets::new(&self.levels, key, self.config.retries)
+    }
+
+    /// How `explain` and the documentation name the balancer.
+    pub fn describe_balancer(&self) -> String {
+        match (self.config.balancer, &self.config.hash_key) {
+            (Balancer::RoundRobin, _) => "roundrobin".to_owned(),
+            (Balancer::LeastConn, _) => "least_conn".to_owned(),
+            (Balancer::Chash, HashKey::Address) => "chash on the client address".to_owned(),
+            (Balancer::Chash, HashKey::Variable(name)) => format!("chash on {name}"),
+            (Balancer::Chash, HashKey::Template(template)) => format!("chash on {template}"),
+        }
+    }
+}
+
+impl NameUser for Upstream {
+    fn addresses_changed(&self) {
+        // Two names of one upstream may change at once; a ring must not be rebuilt twice at once.
+        let _one_at_a_time = self
+            .refreshing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for level in &self.levels {
+            level.refresh();
+        }
+    }
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Upstream")
+            .field("label", &self.label)
+            .field("levels", &self.levels)
+            .finish_non_exhaustive()
+    }
+}

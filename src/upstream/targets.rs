@@ -1,0 +1,102 @@
+//! The addresses that one connection tries, in order.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::level::Level;
+use super::node::Node;
+use super::ring::Place;
+
+/// One address to dial.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The node that the address belongs to.
+    pub node: Arc<Node>,
+    /// Where to connect.
+    pub address: SocketAddr,
+}
+
+/// Walks the levels of an upstream for one connection, as APISIX does: each node at most once,
+/// clockwise from the key on a ring, the next lower priority when a level is used up, `retries`
+/// further tries after the first (default: every other address there is).
+///
+/// A node name with several addresses is tried at each of them before the next node. With one
+/// address in all, that one is dialled again for each retry.
+pub struct Targets<'a> {
+    levels: &'a [Level],
+    key: &'a [u8],
+    level: usize,
+    tried: Vec<Place>,
+    pending: VecDeque<Target>,
+    tries_left: usize,
+    only: Option<Target>,
+}
+
+impl<'a> Targets<'a> {
+    pub(super) fn new(levels: &'a [Level], key: &'a [u8], retries: Option<u32>) -> Self {
+        let members = || levels.iter().flat_map(|level| &level.members);
+        let mut addresses = members().flat_map(|member| {
+            let node = member.node.clone();
+            let addresses = member.node.addresses();
+            addresses.into_iter().map(move |address| Target {
+                node: node.clone(),
+                address,
+            })
+        });
+        let first = addresses.next();
+        let others = addresses.count();
+        Targets {
+            levels,
+            key,
+            level: 0,
+            tried: Vec::new(),
+            pending: VecDeque::new(),
+            tries_left: 1 + retries.map_or(others, |retries| retries as usize),
+            // APISIX: an upstream of one node uses it whatever its weight, and again and again.
+            only: first.filter(|_| others == 0 && members().count() == 1),
+        }
+    }
+
+    fn refill(&mut self) {
+        while self.pending.is_empty() {
+            let Some(level) = self.levels.get(self.level) else {
+                return;
+            };
+            let Some(place) = level.pick(self.key, &self.tried) else {
+                self.level += 1;
+                self.tried.clear();
+                continue;
+            };
+            self.tried.push(place);
+            let node = &level.members[place.member].node;
+            let addresses = match (place.address, self.key) {
+                (Some(address), _) => vec![address],
+                (None, []) => node.addresses_in_turn(),
+                (None, key) => node.addresses_for_key(key),
+            };
+            self.pending
+                .extend(addresses.into_iter().map(|address| Target {
+                    node: node.clone(),
+                    address,
+                }));
+        }
+    }
+}
+
+impl Iterator for Targets<'_> {
+    type Item = Target;
+
+    fn next(&mut self) -> Option<Target> {
+        self.tries_left = self.tries_left.checked_sub(1)?;
+        if let Some(only) = &self.only {
+            return Some(only.clone());
+        }
+        self.refill();
+        self.pending.pop_front()
+    }
+}
+
+#[cfg(test)]
+#[path = "targets_tests.rs"]
+mod tests;
