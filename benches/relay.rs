@@ -1,7 +1,7 @@
 //! The relay between two loopback connections: one small message there and back, and bulk.
 //!
-//! It measures the interface (`relay::spawn` over an established pair), so that another engine
-//! behind the same interface can be put beside it.
+//! Both engines stand behind the same interface, an established pair: the epoll loop that relays
+//! plain sockets, and the tokio task that relays any stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mqtt_proxy::session::connections::Connections;
 use mqtt_proxy::session::listener::Listener;
 use mqtt_proxy::session::outcome::Record;
-use mqtt_proxy::session::relay::{self, Established};
+use mqtt_proxy::session::relay::{Established, IdleTimeout, Relays, task};
 use mqtt_proxy::telemetry::metrics::Metrics;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,7 +29,7 @@ async fn connected() -> (TcpStream, TcpStream) {
 }
 
 /// A relayed pair: what the client holds and what the broker holds.
-async fn relayed() -> (TcpStream, TcpStream) {
+async fn relayed(relay: impl FnOnce(Established<TcpStream, TcpStream>)) -> (TcpStream, TcpStream) {
     let (client, client_side) = connected().await;
     let (broker_side, broker) = connected().await;
     let metrics = Arc::new(Metrics::default());
@@ -39,22 +39,28 @@ async fn relayed() -> (TcpStream, TcpStream) {
     });
     let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
     let live = Arc::new(Connections::default()).enter();
-    relay::spawn(Established {
+    relay(Established {
         client: client_side,
         broker: broker_side,
         to_broker: Vec::new(),
         to_client: Vec::new(),
-        idle: Some(Duration::from_secs(600)),
-        idle_after_broker_end: None,
+        idle: IdleTimeout {
+            open: Some(Duration::from_secs(600)),
+            after_broker_end: None,
+        },
         record: Record::open(client.local_addr().unwrap(), listener, metrics, place, live),
     });
     (client, broker)
 }
 
-fn benches(criterion: &mut Criterion) {
+fn measure(
+    criterion: &mut Criterion,
+    engine: &str,
+    relay: impl FnOnce(Established<TcpStream, TcpStream>),
+) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let mut group = criterion.benchmark_group("relay");
-    let (mut client, mut broker) = runtime.block_on(relayed());
+    let mut group = criterion.benchmark_group(format!("relay_{engine}"));
+    let (mut client, mut broker) = runtime.block_on(relayed(relay));
     group.bench_function("64_bytes_there_and_back", |bencher| {
         bencher.iter(|| {
             runtime.block_on(async {
@@ -79,6 +85,12 @@ fn benches(criterion: &mut Criterion) {
             });
         });
     });
+}
+
+fn benches(criterion: &mut Criterion) {
+    let relays = Relays::new(1);
+    measure(criterion, "epoll", |pair| relays.hand_over(pair));
+    measure(criterion, "task", task::spawn);
 }
 
 criterion_group!(relay_benches, benches);

@@ -1,10 +1,11 @@
 //! `check`: every problem of both files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Failure, Files, Format};
+use super::{Failure, Files, Format, pingora_conf};
 use crate::config::diagnostic::{Diagnostic, Severity};
+use crate::config::resource::weights::gcd_change_warnings;
 use crate::config::settings::{self, Settings};
 use crate::config::standalone::Resources;
 use crate::source::{LoadError, StandaloneFile, environment, read_text};
@@ -61,6 +62,19 @@ pub(super) fn read_settings(path: &Path) -> (Option<Settings>, Vec<Diagnostic>) 
         return (None, diagnostics);
     };
     let file: Arc<Path> = path.into();
+    let about_pingora = |message, severity| Diagnostic {
+        file: file.clone(),
+        position: None,
+        path: "pingora".to_owned(),
+        message,
+        severity,
+    };
+    if let Err(message) = pingora_conf::parse(&settings.pingora) {
+        diagnostics.push(about_pingora(message, Severity::Error));
+    }
+    for message in pingora_conf::unknown_keys(&settings.pingora) {
+        diagnostics.push(about_pingora(message, Severity::Warning));
+    }
     for listener in &settings.listeners {
         let unserved = if listener.tls || listener.tls_passthrough {
             "TLS"
@@ -84,7 +98,9 @@ pub(super) fn read_settings(path: &Path) -> (Option<Settings>, Vec<Diagnostic>) 
 
 fn into_diagnostics(error: LoadError) -> Vec<Diagnostic> {
     let (path, message) = match error {
-        LoadError::Rejected(diagnostics) => return diagnostics,
+        LoadError::Rejected(diagnostics) | LoadError::Unfinished(diagnostics) => {
+            return diagnostics;
+        }
         LoadError::Read { path, error } => (path, format!("cannot be read: {error}")),
         LoadError::NotText { path, what } => (path, what.to_owned()),
     };
@@ -97,9 +113,39 @@ fn into_diagnostics(error: LoadError) -> Vec<Diagnostic> {
     }]
 }
 
+/// Warnings about upstreams most of whose clients an edit since `earlier` would move.
+fn moved_since(earlier: PathBuf, files: &Files, checked: &Checked) -> Vec<Diagnostic> {
+    let (Some(settings), Some(resources)) = (&checked.settings, &checked.resources) else {
+        return Vec::new();
+    };
+    let now = StandaloneFile::of(settings, &files.config, files.routes.clone());
+    let before = StandaloneFile::of(settings, &files.config, Some(earlier));
+    match before.load(None) {
+        Ok((before, _)) => gcd_change_warnings(&before, resources)
+            .into_iter()
+            .map(|message| Diagnostic {
+                file: now.path.as_path().into(),
+                position: None,
+                path: String::new(),
+                message,
+                severity: Severity::Warning,
+            })
+            .collect(),
+        Err(error) => into_diagnostics(error),
+    }
+}
+
 /// The command.
-pub(super) fn check(files: &Files, format: Format) -> Result<(), Failure> {
-    let checked = read(files);
+pub(super) fn check(
+    files: &Files,
+    against: Option<PathBuf>,
+    format: Format,
+) -> Result<(), Failure> {
+    let mut checked = read(files);
+    if let Some(earlier) = against {
+        let moved = moved_since(earlier, files, &checked);
+        checked.diagnostics.extend(moved);
+    }
     match format {
         Format::Text => {
             for diagnostic in &checked.diagnostics {

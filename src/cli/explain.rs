@@ -9,7 +9,7 @@ use super::{Failure, Files, Format, check};
 use crate::config::settings::DnsSettings;
 use crate::route::Request;
 use crate::table::{Route, Table};
-use crate::upstream::hash_key::Source;
+use crate::upstream::hash_key::{Key, Source};
 use crate::upstream::names::Names;
 use crate::upstream::node::Node;
 use crate::upstream::variables::{MqttVariables, Variables};
@@ -52,7 +52,7 @@ struct Explanation<'a> {
     route: &'a Route,
     /// The verdict of each plugin and whether it lets the connection through.
     plugins: Vec<(&'static str, String, bool)>,
-    upstream: Option<(&'a Upstream, String, Vec<&'a Node>)>,
+    upstream: Option<(&'a Upstream, Key, Vec<&'a Node>)>,
 }
 
 /// The command. Exit code 1 when no node would get the connection.
@@ -165,12 +165,8 @@ fn examine<'a>(
         service_name: route.service_name.as_deref(),
         mqtt: mqtt.as_ref(),
     });
-    let text = key.bytes.escape_ascii().to_string();
-    let text = match key.source {
-        Source::Configured => text,
-        Source::AddressFallback => format!("{text} (the client address: the key has no value)"),
-    };
-    explanation.upstream = Some((upstream, text, upstream.node_order(&key.bytes)));
+    let order = upstream.node_order(&key.bytes);
+    explanation.upstream = Some((upstream, key, order));
     Ok(explanation)
 }
 
@@ -185,8 +181,13 @@ fn as_text(explanation: &Explanation<'_>) -> String {
     if let Some((upstream, key, nodes)) = &explanation.upstream {
         let balancer = upstream.describe_balancer();
         lines.push(format!("upstream: {} ({balancer})", upstream.label()));
-        if !key.is_empty() {
-            lines.push(format!("hash key: {key}"));
+        let text = key.bytes.escape_ascii();
+        match key.source {
+            Source::Configured if key.bytes.is_empty() => {}
+            Source::Configured => lines.push(format!("hash key: {text}")),
+            Source::AddressFallback => lines.push(format!(
+                "hash key: {text} (the client address: the key has no value)"
+            )),
         }
         let numbered = nodes.iter().enumerate();
         lines.extend(numbered.map(|(index, node)| format!("{}. {}", index + 1, node.label())));
@@ -209,7 +210,11 @@ fn as_json(explanation: &Explanation<'_>) -> serde_json::Value {
         "plugins": plugins,
         "upstream": upstream.map(|(upstream, ..)| upstream.label()),
         "balancer": upstream.map(|(upstream, ..)| upstream.describe_balancer()),
-        "hash_key": upstream.map(|(_, key, _)| key),
+        "hash_key": upstream.map(|(_, key, _)| key.bytes.escape_ascii().to_string()),
+        "hash_key_source": upstream.map(|(_, key, _)| match key.source {
+            Source::Configured => "configured",
+            Source::AddressFallback => "client address",
+        }),
         "nodes": nodes.map(Iterator::collect::<Vec<_>>).unwrap_or_default(),
     })
 }

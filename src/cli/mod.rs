@@ -3,6 +3,7 @@
 mod check;
 mod drain;
 mod explain;
+mod pingora_conf;
 mod run;
 mod schema;
 mod signals;
@@ -54,6 +55,9 @@ enum Command {
     Check {
         #[command(flatten)]
         files: Files,
+        /// An earlier standalone file: warn of edits that would move most clients to other nodes
+        #[arg(long, value_name = "FILE")]
+        against: Option<PathBuf>,
         /// How problems are printed
         #[arg(long, value_enum, default_value_t)]
         format: Format,
@@ -108,12 +112,17 @@ pub fn main() -> ExitCode {
         (None, false) => Command::Run(line.files),
         (None, true) => Command::Check {
             files: line.files,
+            against: None,
             format: Format::Text,
         },
     };
     let result = match command {
         Command::Run(files) => run::run(&files),
-        Command::Check { files, format } => check::check(&files, format),
+        Command::Check {
+            files,
+            against,
+            format,
+        } => check::check(&files, against, format),
         Command::Explain {
             files,
             connection,

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::drain::Drain;
 use super::signals::{self, Signals, Terminate};
-use super::{Failure, Files, check};
+use super::{Failure, Files, check, pingora_conf};
 use crate::config::settings::{Settings, Workers};
 use crate::session::app::{Policy, ProxyApp};
 use crate::session::connections::Connections;
@@ -51,17 +51,7 @@ pub(super) fn run(files: &Files) -> Result<(), Failure> {
         settings.ring_identity,
         metrics.clone(),
     );
-    let loaded = source.load().map_err(|error| {
-        log::error!("{error}");
-        Failure::Configuration
-    })?;
-    if files.strict && !loaded.diagnostics.is_empty() {
-        for diagnostic in &loaded.diagnostics {
-            log::error!("{diagnostic}");
-        }
-        return Err(Failure::Configuration);
-    }
-    source.apply(loaded, "loaded");
+    first_load(&source, files.strict)?;
     let reload = source.reload.clone();
     let sockets = listen(&settings, &metrics)?;
     let places = max_connections(&settings, sockets.len());
@@ -112,6 +102,29 @@ pub(super) fn run(files: &Files) -> Result<(), Failure> {
     if cut > 0 {
         log::warn!("mqtt_proxy.shutdown.timeout passed: {cut} connections are cut");
     }
+    Ok(())
+}
+
+/// Loads the standalone file before anything is bound. One that is not there yet, or not finished,
+/// is waited for while the process runs; any other that cannot be taken ends it here.
+fn first_load(source: &Source, strict: bool) -> Result<(), Failure> {
+    let loaded = match source.load() {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            source.not_applied(&error);
+            return match error.may_pass() {
+                true => Ok(()),
+                false => Err(Failure::Configuration),
+            };
+        }
+    };
+    if strict && !loaded.diagnostics.is_empty() {
+        for diagnostic in &loaded.diagnostics {
+            log::error!("{diagnostic}");
+        }
+        return Err(Failure::Configuration);
+    }
+    source.apply(loaded, "loaded");
     Ok(())
 }
 
@@ -212,19 +225,11 @@ fn max_connections(settings: &Settings, listeners: usize) -> usize {
 
 /// Pingora's own settings: those under `pingora:`, with the threads and the drain time of ours.
 fn server_conf(settings: &Settings) -> Result<ServerConf, Failure> {
-    let wrong = |error: String| {
+    let mut conf = pingora_conf::parse(&settings.pingora).map_err(|error| {
         log::error!("pingora: {error}");
         Failure::Configuration
-    };
-    let mut conf = match &settings.pingora {
-        serde_yaml::Value::Null => ServerConf::default(),
-        own => {
-            let text = serde_yaml::to_string(own).map_err(|error| wrong(error.to_string()))?;
-            ServerConf::from_yaml(&text).map_err(|error| wrong(error.to_string()))?
-        }
-    };
-    let says_threads = settings.pingora.get("threads").is_some();
-    if !says_threads {
+    })?;
+    if settings.pingora.get("threads").is_none() {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         conf.threads = match settings.workers {
             Workers::Auto => cores,

@@ -105,7 +105,10 @@ fn sexagesimal(text: &str) -> Option<Value> {
     let first = places.next()?;
     let second = places.next()?;
     let small = |place: &str| {
-        place.len() == 1 || (place.len() == 2 && place.as_bytes()[0].is_ascii_digit() && place.as_bytes()[0] < b'6')
+        place.len() == 1
+            || (place.len() == 2
+                && place.as_bytes()[0].is_ascii_digit()
+                && place.as_bytes()[0] < b'6')
     };
     let numeric = |place: &str| place.bytes().all(|b| b.is_ascii_digit());
     if first.is_empty() || !numeric(first) || !numeric(second) {
@@ -155,10 +158,14 @@ mod tests {
 
     #[test]
     fn booleans_in_three_casings() {
-        for text in ["true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"] {
+        for text in [
+            "true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON",
+        ] {
             assert_eq!(plain(text), Bool(true), "{text}");
         }
-        for text in ["false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"] {
+        for text in [
+            "false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF",
+        ] {
             assert_eq!(plain(text), Bool(false), "{text}");
         }
         for text in ["y", "n", "Y", "N", "tRue", "oN", "yEs"] {
@@ -220,9 +227,32 @@ mod tests {
     #[test]
     fn what_only_looks_like_a_number() {
         for text in [
-            "127.0.0.1", "127.0.0.1:1883", "::1", "1:60", "1:", ":30", "0b1", "0x", "-", "+", ".",
-            "1.2.3", "inf", "nan", "-inf", "infinity", "1e", "e3", "10s", "2000-2100", "_", "--1",
-            "1:30:", "a:1", "0o17", "1,000",
+            "127.0.0.1",
+            "127.0.0.1:1883",
+            "::1",
+            "1:60",
+            "1:",
+            ":30",
+            "0b1",
+            "0x",
+            "-",
+            "+",
+            ".",
+            "1.2.3",
+            "inf",
+            "nan",
+            "-inf",
+            "infinity",
+            "1e",
+            "e3",
+            "10s",
+            "2000-2100",
+            "_",
+            "--1",
+            "1:30:",
+            "a:1",
+            "0o17",
+            "1,000",
         ] {
             if text == "1:30:" {
                 // lyaml lets colons trail.

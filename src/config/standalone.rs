@@ -10,12 +10,12 @@ use std::sync::Arc;
 use super::diagnostic::{At, Diagnostic, Position, Problems, quote};
 use super::document::{Node, Parsed, Value, parse_json, parse_yaml};
 use super::names::did_you_mean;
+use super::resource::plugin;
 use super::resource::read::{Context, id};
 use super::resource::service::{self, Service};
 use super::resource::ssl::{self, Ssl, SslKind};
 use super::resource::stream_route::{self, StreamRoute};
 use super::resource::upstream::{self, NamedUpstream};
-use super::resource::plugin;
 use super::schema::service::SERVICE;
 use super::schema::ssl::SSL;
 use super::schema::standalone::{PLUGIN_ENTRY, STANDALONE};
@@ -162,11 +162,14 @@ fn refuse(missing: Vec<VariableProblem>, problems: &mut Problems) -> Option<Node
 }
 
 /// APISIX looks for `#END` and blanks in the last ten bytes.
-fn has_end_mark(text: &str) -> bool {
+pub fn has_end_mark(text: &str) -> bool {
     let bytes = text.as_bytes();
     let last = &bytes[bytes.len().saturating_sub(10)..];
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c);
-    let end = last.iter().rposition(|byte| !blank(byte)).map_or(0, |at| at + 1);
+    let end = last
+        .iter()
+        .rposition(|byte| !blank(byte))
+        .map_or(0, |at| at + 1);
     last[..end].ends_with(b"#END")
 }
 
@@ -390,7 +393,11 @@ struct References<'a> {
 }
 
 impl<'a> References<'a> {
-    fn new(upstreams: &'a [Arc<NamedUpstream>], services: &'a [Arc<Service>], ssls: &'a [Arc<Ssl>]) -> Self {
+    fn new(
+        upstreams: &'a [Arc<NamedUpstream>],
+        services: &'a [Arc<Service>],
+        ssls: &'a [Arc<Ssl>],
+    ) -> Self {
         References {
             upstreams: upstreams.iter().map(|named| named.id.as_str()).collect(),
             services: services.iter().map(|service| service.id.as_str()).collect(),
@@ -406,7 +413,13 @@ impl<'a> References<'a> {
     fn check(&self, root: &Node, problems: &mut Problems) {
         for section in ["stream_routes", "services", "upstreams"] {
             let at = At::Root.key(section);
-            for (index, item) in root.get(section).map(Node::items).unwrap_or_default().iter().enumerate() {
+            for (index, item) in root
+                .get(section)
+                .map(Node::items)
+                .unwrap_or_default()
+                .iter()
+                .enumerate()
+            {
                 let at = at.index(index);
                 if section == "upstreams" {
                     self.client_cert(item, &at, problems);
@@ -415,10 +428,24 @@ impl<'a> References<'a> {
                 if let Some(upstream) = item.get("upstream") {
                     self.client_cert(upstream, &at.key("upstream"), problems);
                 }
-                let kept = dangling(item, "upstream_id", &self.upstreams, "upstreams", &at, problems);
+                let kept = dangling(
+                    item,
+                    "upstream_id",
+                    &self.upstreams,
+                    "upstreams",
+                    &at,
+                    problems,
+                );
                 // A route with an upstream_id does not look at its service.
                 if section == "stream_routes" && !kept {
-                    dangling(item, "service_id", &self.services, "services", &at, problems);
+                    dangling(
+                        item,
+                        "service_id",
+                        &self.services,
+                        "services",
+                        &at,
+                        problems,
+                    );
                 }
             }
         }
@@ -427,7 +454,14 @@ impl<'a> References<'a> {
     fn client_cert(&self, upstream: &Node, at: &At<'_>, problems: &mut Problems) {
         if let Some(tls) = upstream.get("tls") {
             let what = "ssls with type client";
-            dangling(tls, "client_cert_id", &self.client_certs, what, &at.key("tls"), problems);
+            dangling(
+                tls,
+                "client_cert_id",
+                &self.client_certs,
+                what,
+                &at.key("tls"),
+                problems,
+            );
         }
     }
 }
@@ -441,7 +475,9 @@ fn dangling(
     at: &At<'_>,
     problems: &mut Problems,
 ) -> bool {
-    let Some(id) = id(item, key) else { return false };
+    let Some(id) = id(item, key) else {
+        return false;
+    };
     if !ids.contains(id.as_str()) {
         let position = item.get(key).map_or(item.position, |node| node.position);
         let message = format!("there is no good object {} in {section}", quote(&id));

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::diagnostic::Position;
+use super::diagnostic::{Position, quote};
 use super::document::{Node, Value, last_of_each_key};
 
 /// A problem with a variable.
@@ -126,10 +126,7 @@ impl<'a> Reference<'a> {
         match (env(self.name), self.default) {
             (Some(value), _) => Ok(Cow::Owned(value)),
             (None, Some(default)) => Ok(Cow::Borrowed(default)),
-            (None, None) => Err(format!(
-                "environment variable {} is not set and has no default (write ${{{{{}:=default}}}})",
-                self.name, self.name
-            )),
+            (None, None) => Err(missing(self.name)),
         }
     }
 
@@ -139,10 +136,27 @@ impl<'a> Reference<'a> {
         (self.default.is_some() && trimmed != self.name).then(|| {
             format!(
                 "the blank before := makes APISIX and this program look for a variable named \
-                 {:?}, so the default always counts; write ${{{{{trimmed}:=…}}}}",
-                self.name
+                 {}, so the default always counts; put no blank there",
+                quote(self.name)
             )
         })
+    }
+}
+
+/// The message about a variable that is not set. A name with blanks and the like is quoted, so that
+/// the message stays one line.
+fn missing(name: &str) -> String {
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if plain {
+        format!(
+            "environment variable {name} is not set and has no default (write \
+             ${{{{{name}:=default}}}})"
+        )
+    } else {
+        format!(
+            "environment variable {} is not set and has no default",
+            quote(name)
+        )
     }
 }
 

@@ -42,7 +42,9 @@ fn forms() {
 
 #[test]
 fn what_is_no_reference_stays() {
-    for text in ["$PORT", "${PORT}", "${{}}", "${{-x}}", "${{PORT}", "${{ }}", "{{PORT}}"] {
+    for text in [
+        "$PORT", "${PORT}", "${{}}", "${{-x}}", "${{PORT}", "${{ }}", "{{PORT}}",
+    ] {
         assert_eq!(replaced(text), text);
         assert!(substitute_text(text, &env).unwrap().map.is_none());
     }
@@ -53,7 +55,11 @@ fn a_blank_before_the_default_is_part_of_the_name_and_told() {
     let done = substitute_text("a: ${{PORT := 1}}", &env).unwrap();
     assert_eq!(done.text, "a: 1");
     assert_eq!(done.warnings.len(), 1);
-    assert!(done.warnings[0].message.contains("the default always counts"));
+    assert!(
+        done.warnings[0]
+            .message
+            .contains("the default always counts")
+    );
     assert_eq!(done.warnings[0].position.to_string(), "1:4");
 }
 
@@ -101,6 +107,19 @@ fn parsed_positions_lead_back_to_the_file() {
     assert_eq!(list.items()[1].position.to_string(), "2:21");
     let place = text.lines().nth(1).unwrap().find("here").unwrap() + 1;
     assert_eq!(list.items()[1].position.column as usize, place);
+}
+
+#[test]
+fn windows_line_ends_and_comments_do_not_shift_positions() {
+    let text = "# é ${{HOST}}\r\na: ${{PORT}}\r\n# more\r\nb: [x, here] # ${{PORT}}\r\nc:\r\n  - |\r\n    ${{NONE:=x}}\r\n  - last\r\n";
+    let done = substitute_text(text, &env).unwrap();
+    let root = parse_yaml(&done.text, done.map.as_ref()).unwrap().root;
+    assert_eq!(root.get("a").unwrap().position.to_string(), "2:4");
+    assert_eq!(
+        root.get("b").unwrap().items()[1].position.to_string(),
+        "4:8"
+    );
+    assert_eq!(root.entry("c").unwrap().key_position.to_string(), "5:1");
 }
 
 #[test]

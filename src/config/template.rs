@@ -36,15 +36,16 @@ impl Template {
         let mut rest = text;
         let mut escaped = false;
         while let Some(character) = rest.chars().next() {
-            if character == '$' && !escaped {
-                if let Some((part, length)) = variable(rest) {
-                    if !literal.is_empty() {
-                        parts.push(Part::Text(std::mem::take(&mut literal)));
-                    }
-                    parts.push(part);
-                    rest = &rest[length..];
-                    continue;
+            if character == '$'
+                && !escaped
+                && let Some((part, length)) = variable(rest)
+            {
+                if !literal.is_empty() {
+                    parts.push(Part::Text(std::mem::take(&mut literal)));
                 }
+                parts.push(part);
+                rest = &rest[length..];
+                continue;
             }
             escaped = character == '\\';
             literal.push(character);

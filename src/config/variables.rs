@@ -7,6 +7,8 @@ use super::names::nearest;
 pub enum Known {
     /// It can have a value here.
     Resolvable,
+    /// It has the same value for every connection.
+    Constant,
     /// APISIX accepts it, but a stream connection never has it.
     Never,
     /// APISIX's stream side has it, this program does not.
@@ -16,7 +18,7 @@ pub enum Known {
 }
 
 /// Variables of a connection that have values before its node is picked.
-pub const RESOLVABLE: [&str; 21] = [
+pub const RESOLVABLE: [&str; 17] = [
     "mqtt_client_id",
     "mqtt_username",
     "mqtt_protocol_level",
@@ -25,27 +27,25 @@ pub const RESOLVABLE: [&str; 21] = [
     "remote_addr",
     "remote_port",
     "binary_remote_addr",
+    "realip_remote_addr",
+    "realip_remote_port",
     "server_addr",
     "server_port",
+    "protocol",
     "route_id",
     "route_name",
     "service_id",
     "service_name",
-    "hostname",
-    "protocol",
-    "connection",
-    "ssl_server_name",
-    "realip_remote_addr",
-    "realip_remote_port",
-    "stream_listen_addr",
 ];
 
-/// Names that APISIX's key pattern admits and that no stream connection has. (`server_name` exists
-/// in nginx's stream as an empty constant, which would put every client on one node.)
-const NEVER: [&str; 5] = ["uri", "host", "query_string", "request_uri", "server_name"];
+/// The same for every connection, as in APISIX; `server_name` is empty in nginx's stream.
+const CONSTANT: [&str; 2] = ["server_name", "hostname"];
+
+/// Names of HTTP that APISIX's key pattern admits and that no stream connection has.
+const NEVER: [&str; 4] = ["uri", "host", "query_string", "request_uri"];
 
 /// Further variables of APISIX's stream side.
-const NOT_HERE: [&str; 43] = [
+const NOT_HERE: [&str; 46] = [
     "balancer_ip",
     "balancer_port",
     "upstream_unresolved_host",
@@ -55,8 +55,11 @@ const NOT_HERE: [&str; 43] = [
     "bytes_sent",
     "msec",
     "nginx_version",
-    "pid",
     "session_time",
+    "pid",
+    "connection",
+    "stream_listen_addr",
+    "ssl_server_name",
     "status",
     "time_iso8601",
     "time_local",
@@ -95,6 +98,8 @@ const NOT_HERE: [&str; 43] = [
 pub fn known(name: &str) -> Known {
     if RESOLVABLE.contains(&name) {
         Known::Resolvable
+    } else if CONSTANT.contains(&name) {
+        Known::Constant
     } else if NEVER.contains(&name) || is_arg(name) {
         Known::Never
     } else if NOT_HERE.contains(&name) || name.starts_with("proxy_protocol_tlv_") {
@@ -127,6 +132,7 @@ mod tests {
     fn names_are_sorted_by_meaning() {
         assert_eq!(known("mqtt_client_id"), Known::Resolvable);
         assert_eq!(known("remote_addr"), Known::Resolvable);
+        assert_eq!(known("server_name"), Known::Constant);
         assert_eq!(known("uri"), Known::Never);
         assert_eq!(known("arg_id"), Known::Never);
         assert_eq!(known("arg_"), Known::Unknown);

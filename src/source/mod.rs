@@ -55,9 +55,29 @@ pub enum LoadError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// It cannot be read whole: syntax, end mark, a missing variable.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    /// Its end mark is missing: it is still being written, perhaps.
+    #[error("{}", one_line(.0))]
+    Unfinished(Vec<Diagnostic>),
+    /// It cannot be read whole: syntax, a missing variable.
+    #[error("{}", one_line(.0))]
     Rejected(Vec<Diagnostic>),
+}
+
+impl LoadError {
+    /// Whether the file may come right by itself: it is not there yet, or not finished. APISIX
+    /// starts without it then and waits for it.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            LoadError::Read { error, .. } => error.kind() == std::io::ErrorKind::NotFound,
+            LoadError::Unfinished(_) => true,
+            LoadError::NotText { .. } | LoadError::Rejected(_) => false,
+        }
+    }
+}
+
+fn one_line(diagnostics: &[Diagnostic]) -> String {
+    let lines = diagnostics.iter().map(ToString::to_string);
+    lines.collect::<Vec<_>>().join("; ")
 }
 
 impl StandaloneFile {
@@ -105,7 +125,12 @@ impl StandaloneFile {
             &self.stream_plugins,
             previous,
         )
-        .map_err(LoadError::Rejected)
+        .map_err(|diagnostics| {
+            match self.provider == Provider::Yaml && !standalone::has_end_mark(&text) {
+                true => LoadError::Unfinished(diagnostics),
+                false => LoadError::Rejected(diagnostics),
+            }
+        })
     }
 }
 
@@ -213,20 +238,23 @@ impl Source {
 
     /// Has new connections served by what was loaded, and says so in the log.
     pub fn apply(&self, loaded: Loaded, verb: &str) {
-        log_problems(&loaded.diagnostics);
-        for warning in &loaded.moved {
-            log::warn!("{warning}");
-        }
-        log::info!(
-            "config file {} {verb}. ({} stream routes, {} upstreams, {} ms)",
-            self.file.path.display(),
+        let (routes, upstreams) = (
             loaded.table.routes().len(),
             loaded.table.upstreams().count(),
-            loaded.took.as_millis(),
         );
         self.table.store(Arc::new(loaded.table));
         *lock(&self.serving) = Some(loaded.resources);
         self.metrics.reloaded(true);
+        log_problems(&loaded.diagnostics);
+        for warning in &loaded.moved {
+            log::warn!("{warning}");
+        }
+        // Whoever waits for this line finds it served.
+        log::info!(
+            "config file {} {verb}. ({routes} stream routes, {upstreams} upstreams, {} ms)",
+            self.file.path.display(),
+            loaded.took.as_millis(),
+        );
     }
 
     /// One reload: load, wait a moment for new names, swap; or keep what is being served and say
@@ -237,14 +265,19 @@ impl Source {
                 self.names.settled(NEW_NAMES).await;
                 self.apply(loaded, "reloaded");
             }
-            Err(error) => {
-                self.metrics.reloaded(false);
-                log::error!(
-                    "config file {} not applied: {error}; what was loaded before stays in service",
-                    self.file.path.display()
-                );
-            }
+            Err(error) => self.not_applied(&error),
         }
+    }
+
+    /// Says that the file was not taken and that nothing has changed.
+    pub fn not_applied(&self, error: &LoadError) {
+        self.metrics.reloaded(false);
+        let serving = match *lock(&self.serving) {
+            Some(_) => "what was loaded before stays in service",
+            None => "nothing is served until it can be",
+        };
+        let path = self.file.path.display();
+        log::error!("config file {path} not applied: {error}; {serving}");
     }
 }
 

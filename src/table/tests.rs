@@ -22,7 +22,7 @@ fn table(text: &str, previous: &Table) -> Table {
     Table::build(&loaded.expect("the file is good").0, &context, previous)
 }
 
-fn route<'a>(table: &'a Table, port: u16) -> &'a Arc<Route> {
+fn route(table: &Table, port: u16) -> &Arc<Route> {
     let request = Request {
         client: "192.0.2.1".parse().unwrap(),
         server: ([127, 0, 0, 1], port).into(),
@@ -89,9 +89,18 @@ upstreams:
   - {id: 1, nodes: {\"127.0.0.1:7\": 1}}",
         &Table::default(),
     );
-    let accepts = |port| route(&table, port).mqtt_proxy.as_ref().map(|p| p.describe());
+    let accepts = |port| {
+        route(&table, port)
+            .mqtt_proxy
+            .as_ref()
+            .map(|p| p.describe())
+    };
     assert_eq!(accepts(1).as_deref(), Some("MQTT level 4"));
-    assert_eq!(accepts(2).as_deref(), Some("MQTT level 5"), "replaced as a whole");
+    assert_eq!(
+        accepts(2).as_deref(),
+        Some("MQTT level 5"),
+        "replaced as a whole"
+    );
     assert_eq!(accepts(3), None);
     assert_eq!(route(&table, 1).service_name.as_deref(), Some("fleet"));
     assert_eq!(route(&table, 3).service_id, None);

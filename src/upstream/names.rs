@@ -25,8 +25,7 @@ use crate::config::settings::DnsSettings;
 
 /// A record with a shorter TTL is asked for again no sooner than this.
 const SHORTEST_TTL: Duration = Duration::from_secs(1);
-/// How long a query to one server may take, and how often it is sent.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a query is sent to a server that does not answer.
 const QUERY_ATTEMPTS: usize = 2;
 /// How long the start of the process waits for the names of its first table.
 const FIRST_ANSWERS: Duration = Duration::from_secs(3);
@@ -175,7 +174,7 @@ impl Names {
             true => (domain, search),
             false => (None, Vec::new()),
         };
-        options.timeout = QUERY_TIMEOUT;
+        options.timeout = self.settings.timeout;
         options.attempts = QUERY_ATTEMPTS;
         options.cache_size = 0;
         options.ip_strategy = match self.ipv6 {

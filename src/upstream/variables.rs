@@ -68,7 +68,9 @@ impl Variables<'_> {
             "protocol" => text("TCP"),
             // A constant, empty variable in APISIX's nginx: one key for everybody.
             "server_name" => text(""),
-            "pid" => number(std::process::id().into()),
+            "hostname" => Some(Cow::Owned(
+                rustix::system::uname().nodename().to_bytes().to_vec(),
+            )),
             "route_id" => text(self.route_id),
             "route_name" => text(self.route_name?),
             "service_id" => text(self.service_id?),
@@ -117,6 +119,23 @@ mod tests {
         assert_eq!(value("mqtt_clean_start", Some(&connect)).unwrap(), "1");
         for name in ["mqtt_client_id", "mqtt_username", "mqtt_protocol_level"] {
             assert_eq!(value(name, None), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_variable_that_check_takes_has_a_value() {
+        let connect = mqtt("dev-42");
+        let variables = Variables {
+            client: "10.1.2.3:4567".parse().unwrap(),
+            server: "[::1]:9100".parse().unwrap(),
+            route_id: "1",
+            route_name: Some("r"),
+            service_id: Some("s"),
+            service_name: Some("t"),
+            mqtt: Some(&connect),
+        };
+        for name in crate::config::variables::RESOLVABLE {
+            assert!(variables.get(name).is_some(), "{name}");
         }
     }
 

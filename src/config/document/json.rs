@@ -238,9 +238,10 @@ mod tests {
 
     #[test]
     fn values_have_the_types_of_json() {
-        let parsed =
-            parse_json("{\"a\": \"yes\", \"b\": [1, 1.5, -2e3, true, null], \"c\": \"\\u00e9\\n\"}")
-                .unwrap();
+        let parsed = parse_json(
+            "{\"a\": \"yes\", \"b\": [1, 1.5, -2e3, true, null], \"c\": \"\\u00e9\\n\"}",
+        )
+        .unwrap();
         let expected: serde_yaml::Value =
             serde_yaml::from_str("{a: 'yes', b: [1, 1.5, -2000.0, true, null], c: \"é\\n\"}")
                 .unwrap();
@@ -280,7 +281,12 @@ mod tests {
     #[test]
     fn strings_with_quotes_inside() {
         let parsed = parse_json("[\"\\\"\", \"a\\\\\", \"\"]").unwrap();
-        let texts: Vec<_> = parsed.root.items().iter().filter_map(Node::as_str).collect();
+        let texts: Vec<_> = parsed
+            .root
+            .items()
+            .iter()
+            .filter_map(Node::as_str)
+            .collect();
         assert_eq!(texts, ["\"", "a\\", ""]);
     }
 

@@ -106,7 +106,9 @@ impl Node {
         match self.value {
             Value::Int(value) => Some(value),
             // Above 2^53 a float no longer says which integer was meant.
-            Value::Float(value) if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 => {
+            Value::Float(value)
+                if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 =>
+            {
                 Some(value as i64)
             }
             _ => None,

@@ -308,12 +308,19 @@ impl Builder<'_> {
     }
 
     /// Puts a finished node where it belongs; `text` is what it reads as when it is a key.
-    fn attach(&mut self, node: Node, depth: usize, text: Option<String>) -> Result<(), SyntaxError> {
+    fn attach(
+        &mut self,
+        node: Node,
+        depth: usize,
+        text: Option<String>,
+    ) -> Result<(), SyntaxError> {
         if self.wants_key() {
-            let text = text.or_else(|| key_text(&node.value)).ok_or_else(|| SyntaxError {
-                position: node.position,
-                message: "the key of a mapping must not be a list or a mapping".to_string(),
-            })?;
+            let text = text
+                .or_else(|| key_text(&node.value))
+                .ok_or_else(|| SyntaxError {
+                    position: node.position,
+                    message: "the key of a mapping must not be a list or a mapping".to_string(),
+                })?;
             self.set_key(text, node.position, false);
             return Ok(());
         }

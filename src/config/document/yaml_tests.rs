@@ -38,7 +38,9 @@ fn windows_line_ends_count_once() {
 #[test]
 fn quoted_scalars_are_strings_and_tags_count() {
     assert_eq!(
-        parse("[\"1\", '1', !!str 1, !!int \"1\", ! 1, !other 1]").root.to_yaml(),
+        parse("[\"1\", '1', !!str 1, !!int \"1\", ! 1, !other 1]")
+            .root
+            .to_yaml(),
         yaml("['1', '1', '1', 1, '1', 1]")
     );
     assert_eq!(parse("a: |-\n  1\n").root.to_yaml(), yaml("{a: '1'}"));
@@ -67,7 +69,10 @@ fn aliases_and_merge_keys() {
         root.get("copy").unwrap().position,
         root.get("base").unwrap().position
     );
-    assert_eq!(parse("? &k a\n: 1\n*k : 2\n").root.to_yaml(), yaml("{a: 2}"));
+    assert_eq!(
+        parse("? &k a\n: 1\n*k : 2\n").root.to_yaml(),
+        yaml("{a: 2}")
+    );
 }
 
 #[test]
@@ -142,7 +147,11 @@ fn depth_and_size_are_bounded() {
     }
     assert!(error(&bomb).contains("more than 4000000 values"));
     // A long text many times.
-    let text = format!("a: &a \"{}\"\nb: [{}]\n", "x".repeat(1_000_000), "*a, ".repeat(1000));
+    let text = format!(
+        "a: &a \"{}\"\nb: [{}]\n",
+        "x".repeat(1_000_000),
+        "*a, ".repeat(1000)
+    );
     assert!(error(&text).contains("more than 4000000 values"));
 }
 

@@ -120,7 +120,10 @@ mod tests {
         assert_eq!(shown(":1883"), "! the host is empty");
         assert_eq!(shown(""), "! the host is empty");
         assert_eq!(shown("[::1"), "! missing ']'");
-        assert_eq!(shown("[::1]1883"), "! expected a port behind ']', found \"1883\"");
+        assert_eq!(
+            shown("[::1]1883"),
+            "! expected a port behind ']', found \"1883\""
+        );
         assert_eq!(shown("[x]:1"), "! not an IPv6 address");
         assert_eq!(shown("a:b:c"), "! not an IPv6 address");
         assert_eq!(shown("1.2.3.4:5:6"), "! too many colons");

@@ -55,13 +55,18 @@ fn variable(name: &str, position: Position, at: &At<'_>, context: &mut Context<'
             context.warn(position, at, never(name));
             HashKey::Address
         }
+        Known::Constant => {
+            context.warn(position, at, constant(name));
+            HashKey::Variable(name.to_string())
+        }
         Known::NotHere => {
             context.warn(position, at, not_here(name));
             HashKey::Variable(name.to_string())
         }
         Known::Unknown => {
             let bare = name.trim_start_matches('$');
-            let hint = match suggestion(bare).or((known(bare) == Known::Resolvable).then_some(bare)) {
+            let hint = match suggestion(bare).or((known(bare) == Known::Resolvable).then_some(bare))
+            {
                 Some(found) => format!("; did you mean {}?", quote(found)),
                 None => String::new(),
             };
@@ -87,6 +92,7 @@ fn template(text: &str, position: Position, at: &At<'_>, context: &mut Context<'
     for name in template.variables() {
         let message = match known(name) {
             Known::Resolvable => continue,
+            Known::Constant => constant(name),
             Known::Never => never(name),
             Known::NotHere => not_here(name),
             // APISIX takes any text here.
@@ -102,8 +108,18 @@ fn template(text: &str, position: Position, at: &At<'_>, context: &mut Context<'
     HashKey::Template(template)
 }
 
+fn constant(name: &str) -> String {
+    format!(
+        "{} is the same for every connection: alone, it puts all clients on one node",
+        quote(name)
+    )
+}
+
 fn never(name: &str) -> String {
-    format!("{} never has a value in a stream: the client's address is hashed", quote(name))
+    format!(
+        "{} never has a value in a stream: the client's address is hashed",
+        quote(name)
+    )
 }
 
 fn not_here(name: &str) -> String {

@@ -34,7 +34,9 @@ pub(super) fn nodes(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Vec<
         Value::Seq(items) if items.len() <= MAX_NODES => {
             for (index, item) in items.iter().enumerate() {
                 let at = at.index(index);
-                let Some(host) = item.get("host") else { continue };
+                let Some(host) = item.get("host") else {
+                    continue;
+                };
                 let Some(text) = host.as_str() else { continue };
                 let port = item.get("port").and_then(Node::as_i64);
                 let priority = item.get("priority").and_then(Node::as_i64).unwrap_or(0);

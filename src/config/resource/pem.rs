@@ -58,11 +58,12 @@ pub(crate) fn pair_problems(cert: &str, key: &str) -> Vec<(Part, String)> {
         .map_err(|why| problems.push((Part::Key, format!("failed to parse key: {why}"))))
         .ok();
     if let (Some(leaf), Some(key)) = (leaf, key) {
-        let belongs = leaf
-            .public_key()
-            .is_ok_and(|public| public.public_eq(&key));
+        let belongs = leaf.public_key().is_ok_and(|public| public.public_eq(&key));
         if !belongs {
-            problems.push((Part::Key, "the key does not belong to the certificate".to_string()));
+            problems.push((
+                Part::Key,
+                "the key does not belong to the certificate".to_string(),
+            ));
         }
     }
     problems

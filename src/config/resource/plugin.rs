@@ -59,7 +59,11 @@ pub(crate) fn build(node: Option<&Node>, at: &At<'_>, context: &mut Context<'_>)
             position: entry.key_position,
             value: Value::Map(Vec::new()),
         };
-        let conf = if entry.value.is_null() { &empty } else { &entry.value };
+        let conf = if entry.value.is_null() {
+            &empty
+        } else {
+            &entry.value
+        };
         if !conf.is_object() {
             let message = format!(
                 "invalid plugin conf: expected a mapping, found {}",
@@ -76,7 +80,11 @@ pub(crate) fn build(node: Option<&Node>, at: &At<'_>, context: &mut Context<'_>)
             "prometheus" => meta(conf, &at, context),
             "syslog" => {
                 meta(conf, &at, context);
-                context.warn(entry.key_position, &at, "plugin [syslog] has no effect here");
+                context.warn(
+                    entry.key_position,
+                    &at,
+                    "plugin [syslog] has no effect here",
+                );
             }
             name => {
                 let message = format!("plugin [{name}] is not supported");
@@ -127,7 +135,9 @@ fn meta(conf: &Node, at: &At<'_>, context: &mut Context<'_>) {
 
 /// What would change whether a plugin runs and cannot be ignored.
 fn conditions(conf: &Node, at: &At<'_>, context: &mut Context<'_>) {
-    let Some(meta) = conf.get("_meta") else { return };
+    let Some(meta) = conf.get("_meta") else {
+        return;
+    };
     let at = at.key("_meta");
     for name in ["filter", "pre_function"] {
         if let Some(entry) = meta.entry(name).filter(|entry| !entry.value.is_null()) {
@@ -198,7 +208,10 @@ fn legacy_upstream(entry: &Entry, at: &At<'_>, context: &mut Context<'_>) -> Opt
     let unknown = (!problems.is_empty()).then(|| problems.finish());
     if errors > 0 {
         let first = unknown.and_then(|all| all.into_iter().find(|found| found.is_error()));
-        return ignored(context, first.map(|found| found.message).unwrap_or_default());
+        return ignored(
+            context,
+            first.map(|found| found.message).unwrap_or_default(),
+        );
     }
     let Some(written) = node.get("host").or(node.get("ip")).and_then(Node::as_str) else {
         return ignored(context, "it has neither ip nor host".to_string());
@@ -240,7 +253,11 @@ pub(crate) fn enabled(section: &Node, at: &At<'_>, problems: &mut Problems) -> V
     let mut names: Vec<String> = Vec::new();
     for (index, item) in section.items().iter().enumerate() {
         let in_stream = item.get("stream").and_then(Node::as_bool) == Some(true);
-        let Some(name) = item.get("name").and_then(Node::as_str).filter(|_| in_stream) else {
+        let Some(name) = item
+            .get("name")
+            .and_then(Node::as_str)
+            .filter(|_| in_stream)
+        else {
             continue;
         };
         if !STREAM_PLUGINS.contains(&name) {

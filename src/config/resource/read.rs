@@ -71,7 +71,10 @@ impl Context<'_> {
     /// Why the reference cannot be resolved.
     pub fn resolve(&self, written: &str) -> Result<String, String> {
         if written.starts_with("$secret://") {
-            return Err(format!("{} is not supported: there are no secret managers here", quote(written)));
+            return Err(format!(
+                "{} is not supported: there are no secret managers here",
+                quote(written)
+            ));
         }
         let is_env = written
             .get(..7)
@@ -82,12 +85,15 @@ impl Context<'_> {
         let mut parts = written[7..].split('/');
         let name = parts.next().unwrap_or_default();
         let value = (self.env)(name)
-            .ok_or_else(|| format!("environment variable {name} is not set"))?;
+            .ok_or_else(|| format!("environment variable {} is not set", quote(name)))?;
         let keys: Vec<&str> = parts.collect();
         if keys.is_empty() {
             return Ok(value);
         }
-        let missing = || format!("environment variable {name} has no text at {}", keys.join("/"));
+        let missing = || {
+            let (name, path) = (quote(name), quote(&keys.join("/")));
+            format!("environment variable {name} has no text at {path}")
+        };
         let document: serde_json::Value = serde_json::from_str(&value).map_err(|_| missing())?;
         keys.iter()
             .try_fold(&document, |value, key| value.get(key))
@@ -152,12 +158,15 @@ mod tests {
         assert_eq!(context.resolve("$ENV://CERT"), Ok("pem".into()));
         assert_eq!(context.resolve("$env://JSON/a/b"), Ok("deep".into()));
         for (written, part) in [
-            ("$env://NONE", "NONE is not set"),
-            ("$env://JSON/a/n", "has no text at a/n"),
-            ("$env://CERT/a", "has no text at a"),
+            ("$env://NONE", "\"NONE\" is not set"),
+            ("$env://JSON/a/n", "has no text at \"a/n\""),
+            ("$env://CERT/a", "has no text at \"a\""),
             ("$secret://vault/1/x", "no secret managers"),
         ] {
-            assert!(context.resolve(written).unwrap_err().contains(part), "{written}");
+            assert!(
+                context.resolve(written).unwrap_err().contains(part),
+                "{written}"
+            );
         }
     }
 }

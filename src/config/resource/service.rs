@@ -24,7 +24,12 @@ pub struct Service {
 }
 
 /// Builds the service from an item that its table has judged.
-pub(crate) fn build(node: &Node, id_text: String, at: &At<'_>, context: &mut Context<'_>) -> Service {
+pub(crate) fn build(
+    node: &Node,
+    id_text: String,
+    at: &At<'_>,
+    context: &mut Context<'_>,
+) -> Service {
     Service {
         id: id_text,
         name: text(node, "name"),
@@ -62,7 +67,10 @@ mod tests {
         let judged = Judged::new("{hosts: [], plugin: {}}", &SERVICE, build);
         assert_eq!(
             judged.messages,
-            ["x.hosts: hosts is an empty list", "x.plugin: unknown field \"plugin\"; did you mean \"plugins\"?"]
+            [
+                "x.hosts: hosts is an empty list",
+                "x.plugin: unknown field \"plugin\"; did you mean \"plugins\"?"
+            ]
         );
     }
 }

@@ -97,7 +97,10 @@ pub(crate) fn build(node: &Node, id_text: String, at: &At<'_>, context: &mut Con
 }
 
 fn versions(node: &Node) -> Vec<TlsVersion> {
-    let written = node.get("ssl_protocols").map(Node::items).unwrap_or_default();
+    let written = node
+        .get("ssl_protocols")
+        .map(Node::items)
+        .unwrap_or_default();
     let mut versions: Vec<TlsVersion> = written
         .iter()
         .filter_map(|version| match version.as_str()? {
@@ -172,7 +175,11 @@ fn verification(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Option<C
     let at = at.key("ca");
     let ca = resolved(written, &at, context)?;
     if let Err(why) = pem::certificates(&ca) {
-        context.error(written.position, &at, format!("failed to validate client_cert: {why}"));
+        context.error(
+            written.position,
+            &at,
+            format!("failed to validate client_cert: {why}"),
+        );
     }
     Some(ClientVerification {
         ca,

@@ -39,7 +39,12 @@ pub struct StreamRoute {
 }
 
 /// Builds the route from an item that its table has judged.
-pub(crate) fn build(node: &Node, id_text: String, at: &At<'_>, context: &mut Context<'_>) -> StreamRoute {
+pub(crate) fn build(
+    node: &Node,
+    id_text: String,
+    at: &At<'_>,
+    context: &mut Context<'_>,
+) -> StreamRoute {
     if let Some(entry) = node.entry("protocol") {
         let message = "protocol (xRPC) is not supported";
         context.error(entry.key_position, &at.key("protocol"), message);
@@ -63,7 +68,11 @@ pub(crate) fn build(node: &Node, id_text: String, at: &At<'_>, context: &mut Con
         plugins: plugin::build(node.get("plugins"), &at.key("plugins"), context),
         position: Origin(node.position),
     };
-    let in_plugin = route.plugins.mqtt_proxy.as_ref().is_some_and(|conf| conf.upstream.is_some());
+    let in_plugin = route
+        .plugins
+        .mqtt_proxy
+        .as_ref()
+        .is_some_and(|conf| conf.upstream.is_some());
     let somewhere = ["upstream", "upstream_id", "service_id"]
         .iter()
         .any(|key| node.entry(key).is_some());

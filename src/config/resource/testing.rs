@@ -24,8 +24,7 @@ impl<T> Judged<T> {
         let mut problems = Problems::new(Path::new("test.yaml"));
         let at = At::Root.key("x");
         Checker::new(&mut problems).object(&node, table, &at, false);
-        let plugins =
-            crate::config::settings::DEFAULT_STREAM_PLUGINS.map(str::to_string);
+        let plugins = crate::config::settings::DEFAULT_STREAM_PLUGINS.map(str::to_string);
         let mut context = Context {
             problems: &mut problems,
             plugins: &plugins,

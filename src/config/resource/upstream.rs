@@ -271,7 +271,9 @@ fn balancer(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Balancer {
 
 /// What consistent hashing asks of the weights.
 fn ring(node: &Node, nodes: &[UpstreamNode], at: &At<'_>, context: &mut Context<'_>) {
-    let Some(entry) = node.entry("nodes") else { return };
+    let Some(entry) = node.entry("nodes") else {
+        return;
+    };
     let at = at.key("nodes");
     if let Some(message) = weights::oversized_ring(nodes) {
         context.error(entry.key_position, &at, message);
@@ -292,14 +294,17 @@ fn upstream_tls(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Upstream
         return UpstreamTls::default();
     };
     let at = at.key("tls");
-    if let (Some(cert), Some(key)) = (tls.get("client_cert"), tls.get("client_key")) {
-        if let (Some(cert_text), Some(key_text)) = (cert.as_str(), key.as_str()) {
-            for (which, message) in pem::pair_problems(cert_text, key_text) {
-                let (value, name) = match which {
-                    pem::Part::Cert => (cert, "client_cert"),
-                    pem::Part::Key => (key, "client_key"),
-                };
-                context.error(value.position, &at.key(name), message);
+    let written = |key| {
+        tls.get(key)
+            .and_then(|node| Some((node.position, node.as_str()?)))
+    };
+    if let (Some((cert_position, cert)), Some((key_position, key))) =
+        (written("client_cert"), written("client_key"))
+    {
+        for (part, message) in pem::pair_problems(cert, key) {
+            match part {
+                pem::Part::Cert => context.error(cert_position, &at.key("client_cert"), message),
+                pem::Part::Key => context.error(key_position, &at.key("client_key"), message),
             }
         }
     }

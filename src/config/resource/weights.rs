@@ -92,7 +92,8 @@ fn all(resources: &Resources) -> impl Iterator<Item = (String, &Upstream)> {
 }
 
 fn change(old: &Upstream, new: &Upstream) -> Option<String> {
-    if old.balancer != Balancer::Chash || new.balancer != Balancer::Chash || old.nodes == new.nodes {
+    if old.balancer != Balancer::Chash || new.balancer != Balancer::Chash || old.nodes == new.nodes
+    {
         return None;
     }
     let before = levels(&old.nodes);

@@ -95,7 +95,13 @@ impl<'p> Checker<'p> {
         self.value(value, &field.kind, field.name, at, secret || field.secret);
     }
 
-    fn unknown_field(&mut self, key: &str, position: Position, object: &'static Object, at: &At<'_>) {
+    fn unknown_field(
+        &mut self,
+        key: &str,
+        position: Position,
+        object: &'static Object,
+        at: &At<'_>,
+    ) {
         let names = object.fields.iter().map(|field| field.name);
         let message = format!("unknown field {}{}", quote(key), did_you_mean(key, names));
         match object.rest {
@@ -219,7 +225,9 @@ impl<'p> Checker<'p> {
         if bounds.min > 0 || bounds.max < usize::MAX {
             let length = text.chars().count();
             if length < bounds.min && length == 0 {
-                return self.problems.error(position, at, format!("{noun} is empty"));
+                return self
+                    .problems
+                    .error(position, at, format!("{noun} is empty"));
             }
             if length < bounds.min {
                 let message = format!(
@@ -240,7 +248,11 @@ impl<'p> Checker<'p> {
             let message = if secret {
                 format!("invalid {noun}: expected {}", pattern.expected)
             } else {
-                format!("invalid {noun} {}: expected {}", quote(text), pattern.expected)
+                format!(
+                    "invalid {noun} {}: expected {}",
+                    quote(text),
+                    pattern.expected
+                )
             };
             self.problems.error(position, at, message);
         }
@@ -277,9 +289,16 @@ impl<'p> Checker<'p> {
                 _ => item.describe(),
             };
             if !seen.insert(text) {
-                let what = if secret { item.describe_kind().to_string() } else { item.describe() };
-                self.problems
-                    .error(item.position, &at.index(index), format!("{what} is listed twice"));
+                let what = if secret {
+                    item.describe_kind().to_string()
+                } else {
+                    item.describe()
+                };
+                self.problems.error(
+                    item.position,
+                    &at.index(index),
+                    format!("{what} is listed twice"),
+                );
             }
         }
     }
@@ -362,7 +381,11 @@ fn expected(kind: &Kind) -> String {
         Kind::List(_) => "a list".to_string(),
         Kind::Either(kinds) => {
             let names: Vec<String> = kinds.iter().map(expected).collect();
-            names.join(" or ")
+            match names.split_last() {
+                Some((last, [])) => last.clone(),
+                Some((last, before)) => format!("{} or {last}", before.join(", ")),
+                None => String::new(),
+            }
         }
     }
 }

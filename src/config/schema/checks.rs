@@ -127,7 +127,11 @@ static PASSIVE: Object = Object::strict(
     "What connections of clients show about nodes.",
     &[
         Field::new("type", PROBES, "").default(Literal::Text("http")),
-        Field::new("healthy", Kind::Object(&PASSIVE_HEALTHY), "When a node becomes healthy."),
+        Field::new(
+            "healthy",
+            Kind::Object(&PASSIVE_HEALTHY),
+            "When a node becomes healthy.",
+        ),
         Field::new(
             "unhealthy",
             Kind::Object(&PASSIVE_UNHEALTHY),

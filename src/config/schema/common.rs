@@ -94,12 +94,18 @@ pub const DESC_FIELD: Field = Field::new(
 pub const LABELS_FIELD: Field = Field::new("labels", Kind::Object(&LABELS), "Labels for people.");
 
 /// `create_time` of an object.
-pub const CREATE_TIME_FIELD: Field =
-    Field::new("create_time", Kind::INT, "When the object was made, Unix seconds.");
+pub const CREATE_TIME_FIELD: Field = Field::new(
+    "create_time",
+    Kind::INT,
+    "When the object was made, Unix seconds.",
+);
 
 /// `update_time` of an object.
-pub const UPDATE_TIME_FIELD: Field =
-    Field::new("update_time", Kind::INT, "When the object was changed, Unix seconds.");
+pub const UPDATE_TIME_FIELD: Field = Field::new(
+    "update_time",
+    Kind::INT,
+    "When the object was changed, Unix seconds.",
+);
 
 /// A PEM certificate; a reference to it where APISIX resolves one.
 pub const CERTIFICATE: Kind = Kind::Text(Text::sized(128, 65536));

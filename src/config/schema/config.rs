@@ -12,13 +12,34 @@ pub static CONFIG: Object = Object::strict(
     "config.yaml",
     "What the process is: listeners, limits, where the routes come from. Read once, at start.",
     &[
-        Field::new("apisix", Kind::Object(&APISIX), "Listeners, TLS and name resolution."),
-        Field::new("nginx_config", Kind::Object(&NGINX_CONFIG), "The number of workers."),
-        Field::new("deployment", Kind::Object(&DEPLOYMENT), "Where the routes come from."),
-        Field::new("stream_plugins", Kind::TEXTS, "Stream plugins that routes may use.").default(
-            Literal::Texts(&crate::config::settings::DEFAULT_STREAM_PLUGINS),
+        Field::new(
+            "apisix",
+            Kind::Object(&APISIX),
+            "Listeners, TLS and name resolution.",
         ),
-        Field::new("plugin_attr", Kind::Object(&PLUGIN_ATTR), "Attributes of plugins."),
+        Field::new(
+            "nginx_config",
+            Kind::Object(&NGINX_CONFIG),
+            "The number of workers.",
+        ),
+        Field::new(
+            "deployment",
+            Kind::Object(&DEPLOYMENT),
+            "Where the routes come from.",
+        ),
+        Field::new(
+            "stream_plugins",
+            Kind::TEXTS,
+            "Stream plugins that routes may use.",
+        )
+        .default(Literal::Texts(
+            &crate::config::settings::DEFAULT_STREAM_PLUGINS,
+        )),
+        Field::new(
+            "plugin_attr",
+            Kind::Object(&PLUGIN_ATTR),
+            "Attributes of plugins.",
+        ),
         Field::new(
             "mqtt_proxy",
             Kind::Object(&MQTT_PROXY),

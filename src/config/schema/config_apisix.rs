@@ -13,10 +13,22 @@ pub static APISIX: Object = Object::strict(
             "Listeners exist when stream_proxy lists them, whatever this says.",
         )
         .default(Literal::Text("http")),
-        Field::new("stream_proxy", Kind::Object(&STREAM_PROXY), "Where to listen."),
-        Field::new("proxy_protocol", Kind::Object(&PROXY_PROTOCOL), "PROXY protocol defaults."),
-        Field::new("enable_ipv6", Kind::Bool, "Look up IPv6 addresses of names too.")
-            .default(Literal::Bool(true)),
+        Field::new(
+            "stream_proxy",
+            Kind::Object(&STREAM_PROXY),
+            "Where to listen.",
+        ),
+        Field::new(
+            "proxy_protocol",
+            Kind::Object(&PROXY_PROTOCOL),
+            "PROXY protocol defaults.",
+        ),
+        Field::new(
+            "enable_ipv6",
+            Kind::Bool,
+            "Look up IPv6 addresses of names too.",
+        )
+        .default(Literal::Bool(true)),
         Field::new(
             "dns_resolver",
             Kind::List(List::of(&Kind::TEXT).at_least(1)),
@@ -24,12 +36,19 @@ pub static APISIX: Object = Object::strict(
         ),
         Field::new(
             "dns_resolver_valid",
-            Kind::Int { min: 0, max: 31_536_000 },
+            Kind::Int {
+                min: 0,
+                max: 31_536_000,
+            },
             "Seconds a name's addresses are used, instead of the records' TTL.",
         ),
         Field::new(
             "resolver_timeout",
-            Kind::Number { min: 0.0, above: true, max: 3600.0 },
+            Kind::Number {
+                min: 0.0,
+                above: true,
+                max: 3600.0,
+            },
             "Seconds until a name server's answer counts as missing.",
         )
         .default(Literal::Int(5)),
@@ -66,7 +85,9 @@ pub static APISIX: Object = Object::strict(
         Field::new("status", Kind::Any, "").no_effect(),
         Field::new("disable_sync_configuration_during_start", Kind::Any, "").no_effect(),
         Field::new("worker_startup_time_threshold", Kind::Any, "").no_effect(),
-        Field::new("data_encryption", Kind::Any, "").no_effect().secret(),
+        Field::new("data_encryption", Kind::Any, "")
+            .no_effect()
+            .secret(),
         Field::new("disable_upstream_healthcheck", Kind::Any, "").no_effect(),
         Field::new("trusted_addresses", Kind::Any, "").no_effect(),
         Field::new("lru", Kind::Any, "").no_effect(),
@@ -95,18 +116,17 @@ static STREAM_PROXY: Object = Object::strict(
             "tcp",
             Kind::List(List::of(&Kind::Either(&[
                 Kind::INT,
-                Kind::Number {
-                    min: f64::NEG_INFINITY,
-                    above: false,
-                    max: f64::INFINITY,
-                },
                 Kind::TEXT,
                 Kind::Object(&LISTENER),
             ]))),
             "TCP listeners: 9100, \"127.0.0.1:9100\", \"[::1]:9100\", \"9100-9110\", \
              \"127.0.0.1:9100-9110\", or {addr, tls, …}.",
         ),
-        Field::new("udp", Kind::List(List::of(&Kind::Any)), "UDP is not served."),
+        Field::new(
+            "udp",
+            Kind::List(List::of(&Kind::Any)),
+            "UDP is not served.",
+        ),
         Field::new("only", Kind::Any, "Removed in APISIX 3.5.").no_effect(),
     ],
 )
@@ -117,8 +137,12 @@ static LISTENER: Object = Object::strict(
     "Listener",
     "A TCP listener.",
     &[
-        Field::new("addr", Kind::Either(&[Kind::INT, Kind::TEXT]), "Port, address or range.")
-            .required(),
+        Field::new(
+            "addr",
+            Kind::Either(&[Kind::INT, Kind::TEXT]),
+            "Port, address or range.",
+        )
+        .required(),
         Field::new("tls", Kind::Bool, "End TLS here.").default(Literal::Bool(false)),
         Field::new(
             "tls_passthrough",
@@ -145,10 +169,18 @@ static PROXY_PROTOCOL: Object = Object::strict(
     "",
     "PROXY protocol defaults.",
     &[
-        Field::new("enable_tcp_pp", Kind::Bool, "Expect a header on every TCP listener.")
-            .default(Literal::Bool(false)),
-        Field::new("enable_tcp_pp_to_upstream", Kind::Bool, "Send a header from every listener.")
-            .default(Literal::Bool(false)),
+        Field::new(
+            "enable_tcp_pp",
+            Kind::Bool,
+            "Expect a header on every TCP listener.",
+        )
+        .default(Literal::Bool(false)),
+        Field::new(
+            "enable_tcp_pp_to_upstream",
+            Kind::Bool,
+            "Send a header from every listener.",
+        )
+        .default(Literal::Bool(false)),
         Field::new("listen_http_port", Kind::Any, "").no_effect(),
         Field::new("listen_https_port", Kind::Any, "").no_effect(),
     ],
@@ -159,7 +191,11 @@ static SSL: Object = Object::strict(
     "",
     "TLS defaults.",
     &[
-        Field::new("fallback_sni", Kind::TEXT, "Server name of clients that send none."),
+        Field::new(
+            "fallback_sni",
+            Kind::TEXT,
+            "Server name of clients that send none.",
+        ),
         Field::new(
             "ssl_trusted_certificate",
             Kind::TEXT,
@@ -174,7 +210,9 @@ static SSL: Object = Object::strict(
         Field::new("enable_http2", Kind::Any, "").no_effect(),
         Field::new("enable_http3", Kind::Any, "").no_effect(),
         Field::new("listen_port", Kind::Any, "").no_effect(),
-        Field::new("key_encrypt_salt", Kind::Any, "").no_effect().secret(),
+        Field::new("key_encrypt_salt", Kind::Any, "")
+            .no_effect()
+            .secret(),
         Field::new("ssl_cert", Kind::Any, "").no_effect(),
         Field::new("ssl_cert_key", Kind::Any, "").no_effect(),
     ],

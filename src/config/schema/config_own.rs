@@ -61,8 +61,16 @@ pub static MQTT_PROXY: Object = Object::strict(
         )
         .default(Literal::Text("name")),
         Field::new("limits", Kind::Object(&LIMITS), "Limits on clients."),
-        Field::new("idle", Kind::Object(&IDLE), "Idle timeouts of MQTT connections."),
-        Field::new("metrics", Kind::Object(&METRICS), "Prometheus metrics; off unless here."),
+        Field::new(
+            "idle",
+            Kind::Object(&IDLE),
+            "Idle timeouts of MQTT connections.",
+        ),
+        Field::new(
+            "metrics",
+            Kind::Object(&METRICS),
+            "Prometheus metrics; off unless here.",
+        ),
         Field::new("shutdown", Kind::Object(&SHUTDOWN), "How the process ends."),
     ],
 )
@@ -86,13 +94,19 @@ static LIMITS: Object = Object::strict(
         .default(Literal::Int(10)),
         Field::new(
             "max_connect_size",
-            Kind::Int { min: 64, max: 1_048_576 },
+            Kind::Int {
+                min: 64,
+                max: 1_048_576,
+            },
             "Bytes of the whole CONNECT packet.",
         )
         .default(Literal::Int(16_384)),
         Field::new(
             "max_connections",
-            Kind::Int { min: 0, max: 1_000_000_000 },
+            Kind::Int {
+                min: 0,
+                max: 1_000_000_000,
+            },
             "Live client connections; 0 = as many as open files allow.",
         )
         .default(Literal::Int(0)),
@@ -107,7 +121,11 @@ static IDLE: Object = Object::strict(
     &[
         Field::new(
             "keep_alive_factor",
-            Kind::Number { min: 1.0, above: false, max: 100.0 },
+            Kind::Number {
+                min: 1.0,
+                above: false,
+                max: 100.0,
+            },
             "Factor.",
         )
         .default(Literal::Float(1.5)),
@@ -134,13 +152,11 @@ static METRICS: Object = Object::strict(
 static SHUTDOWN: Object = Object::strict(
     "",
     "How the process ends.",
-    &[
-        Field::new(
-            "timeout",
-            SECONDS_OR_ZERO,
-            "Seconds that SIGTERM waits for live connections.",
-        )
-        .default(Literal::Int(300)),
-    ],
+    &[Field::new(
+        "timeout",
+        SECONDS_OR_ZERO,
+        "Seconds that SIGTERM waits for live connections.",
+    )
+    .default(Literal::Int(300))],
 )
 .rest(Rest::Warn);

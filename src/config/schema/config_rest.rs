@@ -130,7 +130,11 @@ pub static PLUGIN_ATTR: Object = Object::strict(
     "PluginAttr",
     "Attributes of plugins.",
     &[
-        Field::new("prometheus", Kind::Object(&PROMETHEUS), "Where metrics are served."),
+        Field::new(
+            "prometheus",
+            Kind::Object(&PROMETHEUS),
+            "Where metrics are served.",
+        ),
         Field::new("ai-proxy", Kind::Any, "").no_effect(),
         Field::new("log-rotate", Kind::Any, "").no_effect(),
         Field::new("skywalking", Kind::Any, "").no_effect(),
@@ -152,9 +156,17 @@ static PROMETHEUS: Object = Object::strict(
     &[
         Field::new("export_uri", PATH, "Path.")
             .default(Literal::Text("/apisix/prometheus/metrics")),
-        Field::new("export_addr", Kind::Object(&EXPORT_ADDR), "Address and port."),
-        Field::new("enable_export_server", Kind::Bool, "Must not be false for stream metrics.")
-            .default(Literal::Bool(true)),
+        Field::new(
+            "export_addr",
+            Kind::Object(&EXPORT_ADDR),
+            "Address and port.",
+        ),
+        Field::new(
+            "enable_export_server",
+            Kind::Bool,
+            "Must not be false for stream metrics.",
+        )
+        .default(Literal::Bool(true)),
         Field::new("metric_prefix", Kind::Any, "").no_effect(),
         Field::new("refresh_interval", Kind::Any, "").no_effect(),
         Field::new("metrics", Kind::Any, "").no_effect(),

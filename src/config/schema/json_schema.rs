@@ -107,7 +107,11 @@ impl Writer {
             }
             Kind::Number { min, above, max } => {
                 let mut out = json!({"type": "number"});
-                let key = if *above { "exclusiveMinimum" } else { "minimum" };
+                let key = if *above {
+                    "exclusiveMinimum"
+                } else {
+                    "minimum"
+                };
                 if min.is_finite() {
                     out[key] = number(*min);
                 }
@@ -208,7 +212,10 @@ fn allow_null(schema: &mut Map<String, Json>) {
     } else if let Some(kinds) = schema.get_mut("anyOf").and_then(Json::as_array_mut) {
         kinds.push(json!({"type": "null"}));
     } else if let Some(reference) = schema.remove("$ref") {
-        schema.insert("anyOf".into(), json!([{"$ref": reference}, {"type": "null"}]));
+        schema.insert(
+            "anyOf".into(),
+            json!([{"$ref": reference}, {"type": "null"}]),
+        );
     }
 }
 

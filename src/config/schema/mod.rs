@@ -36,7 +36,11 @@ pub struct Object {
 
 impl Object {
     /// An object that refuses keys it does not know.
-    pub const fn strict(title: &'static str, doc: &'static str, fields: &'static [Field]) -> Object {
+    pub const fn strict(
+        title: &'static str,
+        doc: &'static str,
+        fields: &'static [Field],
+    ) -> Object {
         Object {
             title,
             doc,

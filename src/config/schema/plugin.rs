@@ -13,7 +13,11 @@ pub static PLUGINS: Object = Object::strict(
             Kind::Object(&MQTT_PROXY),
             "Reads CONNECT before the upstream is picked.",
         ),
-        Field::new("prometheus", Kind::Object(&ANYTHING), "Counts connections of the route."),
+        Field::new(
+            "prometheus",
+            Kind::Object(&ANYTHING),
+            "Counts connections of the route.",
+        ),
         Field::new("syslog", Kind::Object(&ANYTHING), "").no_effect(),
     ],
 )
@@ -76,7 +80,11 @@ pub static META: Object = Object::strict(
             "",
         )
         .no_effect(),
-        Field::new("filter", Kind::List(List::of(&Kind::Any)), "Not supported yet."),
+        Field::new(
+            "filter",
+            Kind::List(List::of(&Kind::Any)),
+            "Not supported yet.",
+        ),
         Field::new("pre_function", Kind::TEXT, "Not supported."),
     ],
 );

@@ -23,7 +23,11 @@ pub static SERVICE: Object = Object::strict(
         Field::new("plugins", Kind::Elsewhere(&PLUGINS), "Plugins by name."),
         Field::new("script", Kind::Text(Text::sized(10, 102_400)), "HTTP only.").no_effect(),
         Field::new("enable_websocket", Kind::Bool, "HTTP only.").no_effect(),
-        Field::new("hosts", Kind::List(List::of(&HOST).at_least(1).unique()), "HTTP only.")
-            .no_effect(),
+        Field::new(
+            "hosts",
+            Kind::List(List::of(&HOST).at_least(1).unique()),
+            "HTTP only.",
+        )
+        .no_effect(),
     ],
 );

@@ -16,17 +16,47 @@ pub static SSL: Object = Object::strict(
         LABELS_FIELD,
         CREATE_TIME_FIELD,
         UPDATE_TIME_FIELD,
-        Field::new("type", Kind::Choice(&["server", "client"]), "Whom it is shown to.")
-            .default(Literal::Text("server")),
-        Field::new("cert", SSL_CERTIFICATE, "Certificate chain, PEM, or $env://NAME.").required(),
-        Field::new("key", SSL_PRIVATE_KEY, "Its private key, PEM, or $env://NAME.")
-            .required()
-            .secret(),
-        Field::new("certs", Kind::List(List::of(&SSL_CERTIFICATE)), "Further certificates."),
-        Field::new("keys", Kind::List(List::of(&SSL_PRIVATE_KEY)), "Their private keys.").secret(),
-        Field::new("sni", HOST, "Server name it is for; a leading * is a wildcard."),
+        Field::new(
+            "type",
+            Kind::Choice(&["server", "client"]),
+            "Whom it is shown to.",
+        )
+        .default(Literal::Text("server")),
+        Field::new(
+            "cert",
+            SSL_CERTIFICATE,
+            "Certificate chain, PEM, or $env://NAME.",
+        )
+        .required(),
+        Field::new(
+            "key",
+            SSL_PRIVATE_KEY,
+            "Its private key, PEM, or $env://NAME.",
+        )
+        .required()
+        .secret(),
+        Field::new(
+            "certs",
+            Kind::List(List::of(&SSL_CERTIFICATE)),
+            "Further certificates.",
+        ),
+        Field::new(
+            "keys",
+            Kind::List(List::of(&SSL_PRIVATE_KEY)),
+            "Their private keys.",
+        )
+        .secret(),
+        Field::new(
+            "sni",
+            HOST,
+            "Server name it is for; a leading * is a wildcard.",
+        ),
         Field::new("snis", SNIS, "Server names it is for."),
-        Field::new("client", Kind::Object(&CLIENT), "Ask clients for a certificate."),
+        Field::new(
+            "client",
+            Kind::Object(&CLIENT),
+            "Ask clients for a certificate.",
+        ),
         Field::new("status", Kind::IntChoice(&[1, 0]), "1 = served, 0 = not.")
             .default(Literal::Int(1)),
         Field::new(

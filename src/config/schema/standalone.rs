@@ -30,7 +30,11 @@ pub static STANDALONE: Object = Object::strict(
             Kind::List(List::of(&Kind::Object(&SERVICE))),
             "Upstreams and plugins that routes share.",
         ),
-        Field::new("ssls", Kind::List(List::of(&Kind::Object(&SSL))), "Certificates."),
+        Field::new(
+            "ssls",
+            Kind::List(List::of(&Kind::Object(&SSL))),
+            "Certificates.",
+        ),
         Field::new(
             "plugins",
             Kind::List(List::of(&Kind::Object(&PLUGIN_ENTRY))),
@@ -53,8 +57,17 @@ pub static PLUGIN_ENTRY: Object = Object::strict(
     "",
     "",
     &[
-        Field::new("name", Kind::Text(Text::sized(1, usize::MAX)), "Name of the plugin.").required(),
-        Field::new("stream", Kind::Bool, "Whether it is the stream plugin of that name."),
+        Field::new(
+            "name",
+            Kind::Text(Text::sized(1, usize::MAX)),
+            "Name of the plugin.",
+        )
+        .required(),
+        Field::new(
+            "stream",
+            Kind::Bool,
+            "Whether it is the stream plugin of that name.",
+        ),
     ],
 )
 .rest(Rest::Allow);

@@ -32,8 +32,12 @@ pub static UPSTREAM: Object = Object::strict(
             ]),
             "The nodes: a mapping \"host:port\": weight, or a list.",
         ),
-        Field::new("type", Kind::TEXT, "How a node is chosen: roundrobin, chash or least_conn.")
-            .default(Literal::Text("roundrobin")),
+        Field::new(
+            "type",
+            Kind::TEXT,
+            "How a node is chosen: roundrobin, chash or least_conn.",
+        )
+        .default(Literal::Text("roundrobin")),
         Field::new(
             "hash_on",
             Kind::Choice(&["vars", "header", "cookie", "consumer", "vars_combinations"]),
@@ -49,7 +53,10 @@ pub static UPSTREAM: Object = Object::strict(
         ),
         Field::new(
             "retries",
-            Kind::Int { min: 0, max: u32::MAX as i64 },
+            Kind::Int {
+                min: 0,
+                max: u32::MAX as i64,
+            },
             "Further attempts to connect after the first; default: number of nodes - 1.",
         ),
         Field::new(
@@ -61,23 +68,46 @@ pub static UPSTREAM: Object = Object::strict(
         Field::new("timeout", Kind::Object(&TIMEOUT), "Timeouts in seconds."),
         Field::new(
             "scheme",
-            Kind::Choice(&["grpc", "grpcs", "http", "https", "tcp", "tls", "udp", "kafka"]),
+            Kind::Choice(&[
+                "grpc", "grpcs", "http", "https", "tcp", "tls", "udp", "kafka",
+            ]),
             "tls = TLS toward the nodes; everything else = plain TCP.",
         )
         .default(Literal::Text("http")),
-        Field::new("tls", Kind::Object(&TLS), "Client certificate for scheme tls."),
+        Field::new(
+            "tls",
+            Kind::Object(&TLS),
+            "Client certificate for scheme tls.",
+        ),
         Field::new("checks", Kind::Object(&CHECKS), "Health checks."),
-        Field::new("discovery_type", Kind::TEXT, "Registry to ask for the nodes of service_name."),
+        Field::new(
+            "discovery_type",
+            Kind::TEXT,
+            "Registry to ask for the nodes of service_name.",
+        ),
         Field::new(
             "service_name",
             Kind::Text(Text::sized(1, 256)),
             "Service to look up, for instance a DNS name.",
         ),
-        Field::new("discovery_args", Kind::Object(&DISCOVERY_ARGS), "Arguments of the look-up."),
-        Field::new("keepalive_pool", Kind::Object(&KEEPALIVE_POOL), "HTTP only.").no_effect(),
-        Field::new("pass_host", Kind::Choice(&["pass", "node", "rewrite"]), "HTTP only.")
-            .default(Literal::Text("pass"))
-            .no_effect(),
+        Field::new(
+            "discovery_args",
+            Kind::Object(&DISCOVERY_ARGS),
+            "Arguments of the look-up.",
+        ),
+        Field::new(
+            "keepalive_pool",
+            Kind::Object(&KEEPALIVE_POOL),
+            "HTTP only.",
+        )
+        .no_effect(),
+        Field::new(
+            "pass_host",
+            Kind::Choice(&["pass", "node", "rewrite"]),
+            "HTTP only.",
+        )
+        .default(Literal::Text("pass"))
+        .no_effect(),
         Field::new("upstream_host", HOST, "HTTP only.").no_effect(),
     ],
 )
@@ -120,10 +150,18 @@ static TIMEOUT: Object = Object::strict(
     "Timeouts in seconds; fractions are allowed.",
     &[
         Field::new("connect", Kind::POSITIVE, "For connecting to one node.").required(),
-        Field::new("send", Kind::POSITIVE, "The larger of send and read is the idle timeout.")
-            .required(),
-        Field::new("read", Kind::POSITIVE, "The larger of send and read is the idle timeout.")
-            .required(),
+        Field::new(
+            "send",
+            Kind::POSITIVE,
+            "The larger of send and read is the idle timeout.",
+        )
+        .required(),
+        Field::new(
+            "read",
+            Kind::POSITIVE,
+            "The larger of send and read is the idle timeout.",
+        )
+        .required(),
     ],
 )
 .rest(Rest::Warn);

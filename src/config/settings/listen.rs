@@ -35,7 +35,7 @@ pub(super) fn listeners(
         };
         let written = match &address.value {
             Value::Int(port) => port.to_string(),
-            Value::Float(port) => port.to_string(),
+            Value::Float(port) if port.fract() == 0.0 => port.to_string(),
             Value::String(text) => text.clone(),
             // The table has told what is wrong.
             _ => continue,
@@ -122,7 +122,10 @@ fn range(ports: &str, entry: &str) -> Result<(u16, u16), String> {
     };
     let (first, last) = (port(first)?, port(last)?);
     if first > last {
-        return Err(format!("invalid port range (start > end): {}", quote(entry)));
+        return Err(format!(
+            "invalid port range (start > end): {}",
+            quote(entry)
+        ));
     }
     Ok((first, last))
 }
@@ -148,7 +151,10 @@ mod tests {
         assert_eq!(shown("127.0.0.1:9101"), "127.0.0.1:9101");
         assert_eq!(shown("[::1]:9102"), "[::1]:9102");
         assert_eq!(shown("2000-2002"), "0.0.0.0:2000 0.0.0.0:2001 0.0.0.0:2002");
-        assert_eq!(shown("127.0.0.1:2000-2001"), "127.0.0.1:2000 127.0.0.1:2001");
+        assert_eq!(
+            shown("127.0.0.1:2000-2001"),
+            "127.0.0.1:2000 127.0.0.1:2001"
+        );
         assert_eq!(shown("[::]:2000-2001"), "[::]:2000 [::]:2001");
         assert_eq!(shown("*:1"), "0.0.0.0:1");
         assert_eq!(shown("localhost:65535"), "127.0.0.1:65535");

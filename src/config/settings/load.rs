@@ -227,7 +227,10 @@ fn udp(root: &Node, problems: &mut Problems) -> usize {
     if entries > 0 {
         problems.warn(
             place(root, &PATH),
-            &At::Key(&At::Key(&At::Key(&At::Root, "apisix"), "stream_proxy"), "udp"),
+            &At::Key(
+                &At::Key(&At::Key(&At::Root, "apisix"), "stream_proxy"),
+                "udp",
+            ),
             format!("UDP is not served ({entries} listed)"),
         );
     }
@@ -270,19 +273,11 @@ fn provider(
     );
     let deployment = At::Root.key("deployment");
     let block = deployment.key(block);
-    problems.warn(
-        place(root, &path),
-        &block.key("config_provider"),
-        message,
-    );
+    problems.warn(place(root, &path), &block.key("config_provider"), message);
     Provider::Yaml
 }
 
-fn workers(
-    root: &Node,
-    env: &dyn Fn(&str) -> Option<String>,
-    problems: &mut Problems,
-) -> Workers {
+fn workers(root: &Node, env: &dyn Fn(&str) -> Option<String>, problems: &mut Problems) -> Workers {
     const PATH: [&str; 2] = ["nginx_config", "worker_processes"];
     let nginx_config = At::Root.key("nginx_config");
     let at = nginx_config.key("worker_processes");
@@ -294,7 +289,10 @@ fn workers(
         problems.warn(
             place(root, &PATH),
             &at,
-            format!("APISIX_WORKER_PROCESSES={} is no number from 1 and is ignored", quote(&text)),
+            format!(
+                "APISIX_WORKER_PROCESSES={} is no number from 1 and is ignored",
+                quote(&text)
+            ),
         );
     }
     if flag(root, &["apisix", "enable_dev_mode"], false) {
@@ -351,7 +349,11 @@ fn dns(root: &Node, problems: &mut Problems) -> DnsSettings {
             .and_then(|seconds| u64::try_from(seconds).ok())
             .map(Duration::from_secs),
         timeout: seconds(root, &["apisix", "resolver_timeout"], default.timeout),
-        search: flag(root, &["apisix", "enable_resolv_search_opt"], default.search),
+        search: flag(
+            root,
+            &["apisix", "enable_resolv_search_opt"],
+            default.search,
+        ),
     }
 }
 
@@ -363,7 +365,10 @@ fn name_server(text: &str) -> Option<SocketAddr> {
         .unwrap_or(text);
     match bare.parse::<IpAddr>() {
         Ok(address) => Some(SocketAddr::new(address, 53)),
-        Err(_) => text.parse().ok().filter(|server: &SocketAddr| server.port() > 0),
+        Err(_) => text
+            .parse()
+            .ok()
+            .filter(|server: &SocketAddr| server.port() > 0),
     }
 }
 

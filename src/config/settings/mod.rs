@@ -3,8 +3,8 @@
 //! A `config.yaml` written for APISIX loads unchanged. Keys of APISIX that mean nothing here are
 //! listed in [`Settings::without_effect`]; a key that APISIX does not have is a warning.
 
-mod load;
 mod listen;
+mod load;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;

@@ -393,3 +393,7 @@ impl Side for Registered<'_> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -8,6 +8,8 @@
 pub mod engine;
 pub mod pair;
 pub mod task;
+#[cfg(test)]
+mod testing;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,28 +1,21 @@
 //! The relay between two scripted peers.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use std::time::Duration;
-
 use super::super::IdleTimeout;
+use super::super::testing::Counts;
 use super::*;
-use crate::session::connections::Connections;
-use crate::session::listener::Listener;
-use crate::session::outcome::Record;
-use crate::telemetry::metrics::Metrics;
 
 /// A relay that runs, its two peers, and where its end is counted.
 struct Stage {
     client: DuplexStream,
     broker: DuplexStream,
     relay: JoinHandle<()>,
-    metrics: Arc<Metrics>,
-    connections: Arc<Connections>,
+    counts: Counts,
 }
 
 #[derive(Default)]
@@ -35,46 +28,27 @@ struct Setup {
 fn stage(pipe: usize, setup: Setup) -> Stage {
     let (client, client_side) = duplex(pipe);
     let (broker, broker_side) = duplex(pipe);
-    let metrics = Arc::new(Metrics::default());
-    let connections = Arc::new(Connections::default());
-    let listener = Arc::new(Listener {
-        address: "127.0.0.1:9100".parse().unwrap(),
-        active: metrics.active_connections("127.0.0.1:9100".to_owned()),
-    });
-    let places = Arc::new(Semaphore::new(1));
-    let record = Record::open(
-        "127.0.0.1:5000".parse().unwrap(),
-        listener,
-        metrics.clone(),
-        places.try_acquire_owned().unwrap(),
-        connections.enter(),
-    );
+    let counts = Counts::default();
     let relay = tokio::spawn(Relay::new(Established {
         client: client_side,
         broker: broker_side,
         to_broker: setup.to_broker,
         to_client: setup.to_client,
         idle: setup.idle,
-        record,
+        record: counts.record(),
     }));
     Stage {
         client,
         broker,
         relay,
-        metrics,
-        connections,
+        counts,
     }
 }
 
 /// Waits for the end of the relay and answers with what it was put down to.
-async fn end_of(relay: JoinHandle<()>, metrics: &Metrics) -> String {
+async fn end_of(relay: JoinHandle<()>, counts: &Counts) -> String {
     relay.await.unwrap();
-    let text = metrics.encode();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("mqtt_proxy_connections_ended_total"));
-    let reason = line.and_then(|line| line.split('"').nth(1));
-    reason.expect("no end was counted").to_owned()
+    counts.end().expect("no end was counted")
 }
 
 async fn read_all(stream: &mut DuplexStream) -> Vec<u8> {
@@ -102,17 +76,9 @@ async fn what_is_owed_comes_before_what_follows() {
     stage.broker.write_all(b", PUBLISH").await.unwrap();
     drop(stage.broker);
     assert_eq!(read_all(&mut stage.client).await, b"CONNACK, PUBLISH");
-    assert_eq!(end_of(stage.relay, &stage.metrics).await, "client_closed");
-    assert_eq!(stage.connections.live(), 0);
-    let text = stage.metrics.encode();
-    assert!(
-        text.contains("mqtt_proxy_to_broker_bytes_total 47"),
-        "{text}"
-    );
-    assert!(
-        text.contains("mqtt_proxy_to_client_bytes_total 16"),
-        "{text}"
-    );
+    assert_eq!(end_of(stage.relay, &stage.counts).await, "client_closed");
+    assert_eq!(stage.counts.connections.live(), 0);
+    assert_eq!(stage.counts.bytes(), (47, 16));
 }
 
 #[tokio::test]
@@ -124,7 +90,7 @@ async fn a_client_that_ends_its_side_still_gets_the_answer() {
     stage.broker.write_all(b"answer").await.unwrap();
     stage.broker.shutdown().await.unwrap();
     assert_eq!(read_all(&mut stage.client).await, b"answer");
-    assert_eq!(end_of(stage.relay, &stage.metrics).await, "client_closed");
+    assert_eq!(end_of(stage.relay, &stage.counts).await, "client_closed");
 }
 
 #[tokio::test]
@@ -134,7 +100,7 @@ async fn a_broker_that_ends_first_is_named() {
     stage.broker.shutdown().await.unwrap();
     assert_eq!(read_all(&mut stage.client).await, b"DISCONNECT");
     drop(stage.client);
-    assert_eq!(end_of(stage.relay, &stage.metrics).await, "broker_closed");
+    assert_eq!(end_of(stage.relay, &stage.counts).await, "broker_closed");
 }
 
 #[tokio::test]
@@ -172,7 +138,7 @@ async fn silence_ends_the_connection_and_traffic_does_not() {
         stage.broker.write_all(b"x").await.unwrap();
         stage.client.read_u8().await.unwrap();
     }
-    assert_eq!(end_of(stage.relay, &stage.metrics).await, "idle_timeout");
+    assert_eq!(end_of(stage.relay, &stage.counts).await, "idle_timeout");
     let lived = started.elapsed();
     assert!(
         lived >= Duration::from_secs(550) && lived < Duration::from_secs(552),
@@ -197,7 +163,7 @@ async fn without_an_idle_timeout_silence_is_fine_until_the_broker_has_gone() {
     stage.broker.read_u8().await.unwrap();
     stage.broker.shutdown().await.unwrap();
     let started = Instant::now();
-    assert_eq!(end_of(stage.relay, &stage.metrics).await, "broker_closed");
+    assert_eq!(end_of(stage.relay, &stage.counts).await, "broker_closed");
     assert!(started.elapsed() <= Duration::from_secs(61));
 }
 

@@ -1,0 +1,222 @@
+//! The epoll engine between real sockets on loopback.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener as StdListener, TcpStream as StdStream};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+
+use super::super::testing::Counts;
+use super::super::{Established, IdleTimeout};
+use super::Engine;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A relayed pair: what the client and the broker hold.
+struct Stage {
+    client: StdStream,
+    broker: StdStream,
+    counts: Counts,
+    _runtime: Runtime,
+}
+
+fn connected(buffer: Option<usize>) -> (StdStream, StdStream) {
+    let listener = StdListener::bind("127.0.0.1:0").unwrap();
+    if let Some(size) = buffer {
+        SockRef::from(&listener).set_recv_buffer_size(size).unwrap();
+        SockRef::from(&listener).set_send_buffer_size(size).unwrap();
+    }
+    let near = StdStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    for stream in [&near, &far] {
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    }
+    (near, far)
+}
+
+fn stage(to_broker: &[u8], to_client: &[u8], idle: IdleTimeout, buffer: Option<usize>) -> Stage {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let counts = Counts::default();
+    let (client, client_side) = connected(buffer);
+    let (broker, broker_side) = connected(buffer);
+    let inside = runtime.enter();
+    let tokio = |stream: StdStream| {
+        stream.set_nonblocking(true).unwrap();
+        TcpStream::from_std(stream).unwrap()
+    };
+    Engine::start(0).unwrap().hand_over(Established {
+        client: tokio(client_side),
+        broker: tokio(broker_side),
+        to_broker: to_broker.to_vec(),
+        to_client: to_client.to_vec(),
+        idle,
+        record: counts.record(),
+    });
+    drop(inside);
+    Stage {
+        client,
+        broker,
+        counts,
+        _runtime: runtime,
+    }
+}
+
+impl Stage {
+    /// Waits for the end of the connection.
+    fn end(&self) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(end) = self.counts.end() {
+                return end;
+            }
+            assert!(Instant::now() < deadline, "the connection does not end");
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn read_all(stream: &mut StdStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn what_is_owed_comes_first_and_half_close_is_passed_on() {
+    let mut stage = stage(b"CONNECT", b"CONNACK", IdleTimeout::default(), None);
+    stage.client.write_all(b", PUBLISH").unwrap();
+    stage.client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&mut stage.broker), b"CONNECT, PUBLISH");
+    stage.broker.write_all(b", PUBACK").unwrap();
+    stage.broker.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&mut stage.client), b"CONNACK, PUBACK");
+    assert_eq!(stage.end(), "client_closed");
+    assert_eq!(stage.counts.bytes(), (16, 15));
+    assert_eq!(stage.counts.connections.live(), 0);
+}
+
+#[test]
+fn the_last_words_of_a_broker_reach_a_client_that_goes_on_sending() {
+    let mut stage = stage(b"", b"", IdleTimeout::default(), None);
+    stage.broker.write_all(b"DISCONNECT").unwrap();
+    drop(stage.broker);
+    // The broker's socket answers these with a reset; the client must still be able to read.
+    let mut word = [0; 10];
+    stage.client.read_exact(&mut word).unwrap();
+    for _ in 0..50 {
+        stage.client.write_all(b"PUBLISH").unwrap();
+    }
+    assert_eq!(
+        stage.client.read(&mut [0; 8]).unwrap(),
+        0,
+        "an end, not a reset"
+    );
+    stage.client.shutdown(Shutdown::Write).unwrap();
+    let end = stage.counts.end();
+    drop(stage.client);
+    assert!(end.is_none_or(|end| end.starts_with("broker_")));
+}
+
+#[test]
+fn a_reset_of_the_client_ends_the_broker_side() {
+    let mut stage = stage(b"", b"", IdleTimeout::default(), None);
+    SockRef::from(&stage.client)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    stage.client.write_all(b"x").unwrap();
+    assert_eq!(stage.broker.read(&mut [0; 8]).unwrap(), 1);
+    drop(std::mem::replace(&mut stage.client, connected(None).0));
+    let read = stage.broker.read(&mut [0; 8]);
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    assert_eq!(stage.end(), "client_error");
+}
+
+#[test]
+fn a_reader_that_stops_stops_its_sender_and_gets_every_byte_later() {
+    let mut stage = stage(b"", b"", IdleTimeout::default(), Some(8 * 1024));
+    stage
+        .client
+        .set_write_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let chunk: Vec<u8> = (0..=255).cycle().take(64 * 1024).collect();
+    let mut sent = 0;
+    while let Ok(count) = stage.client.write(&chunk[sent % 256..]) {
+        sent += count;
+        assert!(sent < 64 << 20, "nothing stops the sender");
+    }
+    stage.client.shutdown(Shutdown::Write).unwrap();
+    let received = read_all(&mut stage.broker);
+    assert_eq!(received.len(), sent);
+    let expected = (0..=255_u8).cycle().take(sent);
+    assert!(
+        received.into_iter().eq(expected),
+        "bytes are lost or reordered"
+    );
+}
+
+#[test]
+fn silence_ends_the_connection() {
+    let idle = IdleTimeout {
+        open: Some(Duration::from_millis(200)),
+        after_broker_end: None,
+    };
+    let mut stage = stage(b"", b"", idle, None);
+    let started = Instant::now();
+    assert_eq!(stage.client.read(&mut [0; 8]).unwrap(), 0);
+    let lived = started.elapsed();
+    assert!(lived >= Duration::from_millis(190), "{lived:?}");
+    assert_eq!(stage.end(), "idle_timeout");
+}
+
+/// Writes `data` in pieces of these sizes and reads to the end, both at once.
+fn play(stream: &StdStream, data: &[u8], sizes: &[usize]) -> Vec<u8> {
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut stream = stream;
+            let mut rest = data;
+            for size in sizes.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (piece, next) = rest.split_at((*size).clamp(1, rest.len()));
+                stream.write_all(piece).unwrap();
+                rest = next;
+            }
+            stream.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut bytes = Vec::new();
+        (&mut &*stream).read_to_end(&mut bytes).unwrap();
+        writer.join().unwrap();
+        bytes
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn every_byte_arrives_once_and_in_order(
+        up in prop::collection::vec(any::<u8>(), 0..300_000),
+        down in prop::collection::vec(any::<u8>(), 0..300_000),
+        owed in prop::collection::vec(any::<u8>(), 0..2000),
+        sizes in prop::collection::vec(1_usize..60_000, 1..6),
+        buffer in prop::option::of(2048_usize..20_000),
+    ) {
+        let stage = stage(&owed, b"", IdleTimeout::default(), buffer);
+        let (at_client, at_broker) = std::thread::scope(|scope| {
+            let client = scope.spawn(|| play(&stage.client, &up, &sizes));
+            let broker = scope.spawn(|| play(&stage.broker, &down, &sizes));
+            (client.join().unwrap(), broker.join().unwrap())
+        });
+        prop_assert!(at_client == down, "down: {} of {}", at_client.len(), down.len());
+        prop_assert!(at_broker == [owed, up].concat(), "up: {} bytes", at_broker.len());
+    }
+}
