@@ -12,7 +12,7 @@ use crate::source::{LoadError, StandaloneFile, environment, read_text};
 
 /// Both files as far as they could be read, and what is wrong with them.
 pub(super) struct Checked {
-    /// `config.yaml`, if it can be used.
+    /// `config.yaml`, as far as it can be read.
     pub settings: Option<Settings>,
     /// The standalone file, if it can be used, bad objects left out.
     pub resources: Option<Resources>,
@@ -20,13 +20,11 @@ pub(super) struct Checked {
     pub diagnostics: Vec<Diagnostic>,
 }
 
-impl Checked {
-    /// Whether anything is wrong that stops the configuration from being used as written.
-    pub fn failed(&self, strict: bool) -> bool {
-        self.diagnostics
-            .iter()
-            .any(|diagnostic| strict || diagnostic.is_error())
-    }
+/// Whether anything is wrong that stops the configuration from being used as written.
+pub(super) fn failed(diagnostics: &[Diagnostic], strict: bool) -> bool {
+    diagnostics
+        .iter()
+        .any(|diagnostic| strict || diagnostic.is_error())
 }
 
 /// Reads and judges both files.
@@ -50,7 +48,8 @@ pub(super) fn read(files: &Files) -> Checked {
     }
 }
 
-/// Reads and judges `config.yaml`, this version's own limits included.
+/// Reads and judges `config.yaml`, this version's own limits included. The settings are to be used
+/// only where [`failed`] does not hold.
 pub(super) fn read_settings(path: &Path) -> (Option<Settings>, Vec<Diagnostic>) {
     let text = match read_text(path) {
         Ok(text) => text,
@@ -62,18 +61,8 @@ pub(super) fn read_settings(path: &Path) -> (Option<Settings>, Vec<Diagnostic>) 
         return (None, diagnostics);
     };
     let file: Arc<Path> = path.into();
-    let about_pingora = |message, severity| Diagnostic {
-        file: file.clone(),
-        position: None,
-        path: "pingora".to_owned(),
-        message,
-        severity,
-    };
-    if let Err(message) = pingora_conf::parse(&settings.pingora) {
-        diagnostics.push(about_pingora(message, Severity::Error));
-    }
-    for message in pingora_conf::unknown_keys(&settings.pingora) {
-        diagnostics.push(about_pingora(message, Severity::Warning));
+    if let Some(pingora) = &settings.pingora {
+        diagnostics.extend(pingora_conf::judge(pingora, path));
     }
     for listener in &settings.listeners {
         let unserved = if listener.tls || listener.tls_passthrough {
@@ -92,8 +81,7 @@ pub(super) fn read_settings(path: &Path) -> (Option<Settings>, Vec<Diagnostic>) 
             severity: Severity::Error,
         });
     }
-    let failed = diagnostics.iter().any(Diagnostic::is_error);
-    ((!failed).then_some(settings), diagnostics)
+    (Some(settings), diagnostics)
 }
 
 fn into_diagnostics(error: LoadError) -> Vec<Diagnostic> {
@@ -102,7 +90,6 @@ fn into_diagnostics(error: LoadError) -> Vec<Diagnostic> {
             return diagnostics;
         }
         LoadError::Read { path, error } => (path, format!("cannot be read: {error}")),
-        LoadError::NotText { path, what } => (path, what.to_owned()),
     };
     vec![Diagnostic {
         file: path.into(),
@@ -162,7 +149,7 @@ pub(super) fn check(
     }
     let errors = checked.diagnostics.iter().filter(|d| d.is_error()).count();
     let warnings = checked.diagnostics.len() - errors;
-    if checked.failed(files.strict) {
+    if failed(&checked.diagnostics, files.strict) {
         eprintln!("configuration test failed: {errors} error(s), {warnings} warning(s)");
         return Err(Failure::Configuration);
     }

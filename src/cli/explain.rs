@@ -62,15 +62,12 @@ pub(super) fn explain(
     format: Format,
 ) -> Result<(), Failure> {
     let checked = check::read(files);
-    let (Some(settings), Some(resources)) = (&checked.settings, &checked.resources) else {
-        for diagnostic in checked.diagnostics.iter().filter(|d| d.is_error()) {
-            eprintln!("{diagnostic}");
-        }
-        return Err(Failure::Configuration);
-    };
     for diagnostic in &checked.diagnostics {
         eprintln!("{diagnostic}");
     }
+    let (Some(settings), Some(resources)) = (&checked.settings, &checked.resources) else {
+        return Err(Failure::Configuration);
+    };
     // Never run: offline, a name is only a name.
     let names = Names::new(DnsSettings::default(), settings.enable_ipv6);
     let context = Context {

@@ -14,14 +14,12 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// What a command ends with.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 enum Failure {
-    /// Failed while running.
-    #[error("{0}")]
+    /// Failed while running; says how.
     Running(String),
     /// The configuration is wrong; everything has been said already. EX_CONFIG, so that systemd's
     /// `RestartPreventExitStatus=78` stops a restart loop.
-    #[error("the configuration is wrong")]
     Configuration,
 }
 
@@ -133,7 +131,9 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("mqtt-proxy: {failure}");
+            if let Failure::Running(what) = &failure {
+                eprintln!("mqtt-proxy: {what}");
+            }
             failure.exit_code()
         }
     }

@@ -1,65 +1,91 @@
 //! What stands under `pingora:` in config.yaml: keys of Pingora's `ServerConf`.
 
-use pingora_core::server::configuration::ServerConf;
-use serde_yaml::Value;
+use std::path::Path;
 
+use pingora_core::server::configuration::ServerConf;
+
+use crate::config::diagnostic::{Diagnostic, Origin, Severity};
 use crate::config::names::did_you_mean;
+use crate::config::settings::PingoraSettings;
 
 /// The typed form; Pingora's defaults where nothing is set.
 ///
 /// # Errors
 /// What is wrong, for people.
-pub(super) fn parse(configured: &Value) -> Result<ServerConf, String> {
+pub(super) fn parse(configured: Option<&PingoraSettings>) -> Result<ServerConf, String> {
     match configured {
-        Value::Null => Ok(ServerConf::default()),
-        own => serde_yaml::from_value(own.clone()).map_err(|error| error.to_string()),
+        None => Ok(ServerConf::default()),
+        Some(own) => serde_yaml::from_value(own.value.clone()).map_err(|error| error.to_string()),
     }
 }
 
-/// A sentence for each key that Pingora does not have; it would ignore them silently.
-pub(super) fn unknown_keys(configured: &Value) -> Vec<String> {
-    let known = serde_yaml::to_value(ServerConf::default()).unwrap_or(Value::Null);
-    let keys = |value: &Value| -> Vec<String> {
-        let entries = value.as_mapping().into_iter().flatten();
-        let names = entries.filter_map(|(key, _)| key.as_str().map(str::to_owned));
-        names.collect()
+/// What Pingora would choke on, and keys that it would ignore silently.
+pub(super) fn judge(configured: &PingoraSettings, file: &Path) -> Vec<Diagnostic> {
+    let diagnostic = |position: Origin, path: String, message, severity| Diagnostic {
+        file: file.into(),
+        position: Some(*position),
+        path,
+        message,
+        severity,
     };
-    let known = keys(&known);
-    keys(configured)
+    let known = serde_yaml::to_value(ServerConf::default()).unwrap_or_default();
+    let known: Vec<&str> = known
+        .as_mapping()
         .into_iter()
-        .filter(|key| !known.contains(key))
-        .map(|key| {
-            let hint = did_you_mean(&key, known.iter().map(String::as_str));
-            format!("unknown field \"{key}\"{hint}")
-        })
-        .collect()
+        .flatten()
+        .filter_map(|(key, _)| key.as_str())
+        .collect();
+    let mut problems = Vec::new();
+    if let Err(message) = parse(Some(configured)) {
+        let path = "pingora".to_owned();
+        problems.push(diagnostic(
+            configured.position,
+            path,
+            message,
+            Severity::Error,
+        ));
+    }
+    for (key, position) in &configured.keys {
+        if !known.contains(&key.as_str()) {
+            let hint = did_you_mean(key, known.iter().copied());
+            let message = format!("unknown field \"{key}\"{hint}");
+            let path = format!("pingora.{key}");
+            problems.push(diagnostic(*position, path, message, Severity::Warning));
+        }
+    }
+    problems
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::settings;
 
-    fn value(text: &str) -> Value {
-        serde_yaml::from_str(text).unwrap()
+    fn judged(pingora: &str) -> Vec<String> {
+        let text = format!("apisix: {{stream_proxy: {{tcp: [9100]}}}}\npingora: {pingora}\n");
+        let file = Path::new("config.yaml");
+        let settings = settings::load(&text, file, &|_| None).value.unwrap();
+        let problems = judge(&settings.pingora.unwrap(), file);
+        problems.iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn keys_of_pingora_are_taken() {
-        assert_eq!(parse(&value("threads: 3")).unwrap().threads, 3);
-        assert_eq!(
-            parse(&Value::Null).unwrap().threads,
-            ServerConf::default().threads
-        );
-        assert!(unknown_keys(&value("{threads: 3, pid_file: /run/x.pid}")).is_empty());
+        assert!(judged("{threads: 3, pid_file: /run/x.pid}").is_empty());
     }
 
     #[test]
-    fn what_pingora_would_choke_on_or_ignore_is_told() {
-        assert!(parse(&value("threads: abc")).is_err());
-        let unknown = unknown_keys(&value("treads: 3"));
+    fn what_pingora_would_choke_on_or_ignore_is_told_with_its_place() {
         assert_eq!(
-            unknown,
-            ["unknown field \"treads\"; did you mean \"threads\"?"]
+            judged("{treads: 3}"),
+            [
+                "config.yaml:2:11: warning: pingora.treads: unknown field \"treads\"; did you mean \"threads\"?"
+            ]
+        );
+        let wrong = judged("{threads: abc}");
+        assert!(
+            wrong[0].starts_with("config.yaml:2:10: pingora: "),
+            "{wrong:?}"
         );
     }
 }

@@ -8,10 +8,9 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::background::background_service;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::Notify;
 
 use super::drain::Drain;
-use super::signals::{self, Signals, Terminate};
+use super::signals::{Signals, Terminate};
 use super::{Failure, Files, check, pingora_conf};
 use crate::config::settings::{Settings, Workers};
 use crate::session::app::{Policy, ProxyApp};
@@ -38,7 +37,7 @@ pub(super) fn run(files: &Files) -> Result<(), Failure> {
     let filter = env_logger::Env::default().default_filter_or(LOG_FILTER);
     env_logger::Builder::from_env(filter).init();
     let running = |error: std::io::Error| Failure::Running(error.to_string());
-    signals::take_over().map_err(running)?;
+    let signals = Signals::take_over().map_err(running)?;
 
     let settings = settings(files)?;
     let metrics = Arc::new(Metrics::default());
@@ -50,9 +49,9 @@ pub(super) fn run(files: &Files) -> Result<(), Failure> {
         names.clone(),
         settings.ring_identity,
         metrics.clone(),
+        signals.reload.clone(),
     );
     first_load(&source, files.strict)?;
-    let reload = source.reload.clone();
     let sockets = listen(&settings, &metrics)?;
     let places = max_connections(&settings, sockets.len());
     let conf = server_conf(&settings)?;
@@ -72,16 +71,10 @@ pub(super) fn run(files: &Files) -> Result<(), Failure> {
         relays: Relays::new(threads),
         throttle: Throttle::default(),
     });
-    let terminate = Arc::new(Notify::new());
+    let terminate = signals.terminate.clone();
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    server.add_service(background_service(
-        "signals",
-        Signals {
-            reload,
-            terminate: terminate.clone(),
-        },
-    ));
+    server.add_service(background_service("signals", signals));
     server.add_service(background_service(
         "drain",
         Drain {
@@ -140,7 +133,7 @@ fn settings(files: &Files) -> Result<Settings, Failure> {
         }
     }
     let settings = settings
-        .filter(|_| !files.strict || diagnostics.is_empty())
+        .filter(|_| !check::failed(&diagnostics, files.strict))
         .ok_or(Failure::Configuration)?;
     if !settings.without_effect.is_empty() {
         log::info!(
@@ -225,11 +218,15 @@ fn max_connections(settings: &Settings, listeners: usize) -> usize {
 
 /// Pingora's own settings: those under `pingora:`, with the threads and the drain time of ours.
 fn server_conf(settings: &Settings) -> Result<ServerConf, Failure> {
-    let mut conf = pingora_conf::parse(&settings.pingora).map_err(|error| {
+    let mut conf = pingora_conf::parse(settings.pingora.as_ref()).map_err(|error| {
         log::error!("pingora: {error}");
         Failure::Configuration
     })?;
-    if settings.pingora.get("threads").is_none() {
+    let says = |key| {
+        let own = settings.pingora.as_ref();
+        own.is_some_and(|own| own.value.get(key).is_some())
+    };
+    if !says("threads") {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         conf.threads = match settings.workers {
             Workers::Auto => cores,

@@ -1,6 +1,7 @@
 //! Signals. Pingora listens for one signal, once, and dies of those that it does not know.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
@@ -10,40 +11,51 @@ use tokio::sync::Notify;
 
 /// Handles the signals of the process from start to end: a Pingora background service.
 pub(super) struct Signals {
+    received: Mutex<Option<[Signal; 6]>>,
     /// Told on SIGHUP.
     pub reload: Arc<Notify>,
     /// Told on the first SIGTERM.
     pub terminate: Arc<Notify>,
 }
 
-/// The signals that are handled.
-fn all() -> std::io::Result<[Signal; 6]> {
-    Ok([
-        signal(SignalKind::hangup())?,
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::quit())?,
-        signal(SignalKind::user_defined1())?,
-        signal(SignalKind::user_defined2())?,
-    ])
-}
+impl Signals {
+    /// Takes the signals over at once, before anything else is started: the default action of most
+    /// of them ends the process. One that arrives before the service runs is handled then.
+    ///
+    /// # Errors
+    /// When the operating system refuses a handler.
+    pub fn take_over() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
+        let _inside = runtime.enter();
+        let received = [
+            signal(SignalKind::hangup())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::quit())?,
+            signal(SignalKind::user_defined1())?,
+            signal(SignalKind::user_defined2())?,
+        ];
+        Ok(Signals {
+            received: Mutex::new(Some(received)),
+            reload: Arc::default(),
+            terminate: Arc::default(),
+        })
+    }
 
-/// Takes the signals over at once, before anything else is started: the default action of most of
-/// them ends the process, and tokio keeps a signal that it has ever listened for.
-///
-/// # Errors
-/// When the operating system refuses a handler.
-pub(super) fn take_over() -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()?;
-    let _inside = runtime.enter();
-    all().map(drop)
+    /// The signals; once.
+    fn received(&self) -> Option<[Signal; 6]> {
+        self.received.lock().ok()?.take()
+    }
 }
 
 #[async_trait]
 impl BackgroundService for Signals {
     async fn start(&self, _shutdown: ShutdownWatch) {
+        let Some(signals) = self.received() else {
+            return;
+        };
         let [
             mut hangup,
             mut terminate,
@@ -51,13 +63,7 @@ impl BackgroundService for Signals {
             mut quit,
             mut user1,
             mut user2,
-        ] = match all() {
-            Ok(signals) => signals,
-            Err(error) => {
-                log::error!("signals are not handled: {error}");
-                return;
-            }
-        };
+        ] = signals;
         let mut terminating = false;
         // Goes on after the shutdown has begun, so that a second signal can cut it short.
         loop {

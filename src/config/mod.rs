@@ -26,7 +26,8 @@ use diagnostic::{Diagnostic, Severity};
 /// A value read from a file together with everything that was found on the way.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded<T> {
-    /// The value; `None` when at least one diagnostic is an error.
+    /// What could be read, defaults in the place of what is wrong; to be used only to look for
+    /// further problems when a diagnostic is an error. `None` when nothing could be read.
     pub value: Option<T>,
     /// All problems, in file order as far as they have a position.
     pub diagnostics: Vec<Diagnostic>,

@@ -37,7 +37,8 @@ pub struct ListenService<A> {
 
 impl<A> ListenService<A> {
     /// A service over `sockets` (non-blocking, listening). `max_connections` bounds how many
-    /// connections it lets live at a time; beyond it, clients wait in the kernel's queue.
+    /// connections it serves at a time; beyond it, one more waits at each listener and all others
+    /// in the kernel's queue.
     /// `threads` is the number of threads that serve them; `None` takes Pingora's setting.
     pub fn new(
         name: &str,
@@ -46,13 +47,11 @@ impl<A> ListenService<A> {
         max_connections: usize,
         threads: Option<usize>,
     ) -> Self {
-        // A listener that waits for a client holds a place already.
-        let places = max_connections.saturating_add(sockets.len());
         ListenService {
             name: name.to_owned(),
             app,
             sockets,
-            places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
+            places: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
             threads,
         }
     }
@@ -104,19 +103,19 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
     tokio::pin!(stop);
     loop {
         let next = async {
-            let permit = places.clone().acquire_owned().await;
+            let (stream, client) = socket.accept().await?;
             // The semaphore is never closed.
-            permit.ok().zip(Some(socket.accept().await))
+            let permit = places.clone().acquire_owned().await;
+            permit
+                .map(|permit| (stream, client, permit))
+                .map_err(io::Error::other)
         };
-        let (permit, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             _ = &mut stop => return,
-            next = next => match next {
-                Some(next) => next,
-                None => return,
-            },
+            accepted = next => accepted,
         };
         match accepted {
-            Ok((stream, client)) => {
+            Ok((stream, client, permit)) => {
                 let connection = Box::new(ClientStream {
                     stream,
                     client,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use watch::Identity;
 
-use crate::config::diagnostic::Diagnostic;
+use crate::config::diagnostic::{Diagnostic, Position, Severity};
 use crate::config::resource::weights::gcd_change_warnings;
 use crate::config::settings::{Provider, RingIdentity, Settings};
 use crate::config::standalone::{self, Resources};
@@ -47,18 +47,10 @@ pub enum LoadError {
         /// What the operating system answers.
         error: std::io::Error,
     },
-    /// It is not worth parsing: too large, or no text.
-    #[error("{}: {what}", path.display())]
-    NotText {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: &'static str,
-    },
     /// Its end mark is missing: it is still being written, perhaps.
     #[error("{}", one_line(.0))]
     Unfinished(Vec<Diagnostic>),
-    /// It cannot be read whole: syntax, a missing variable.
+    /// It cannot be read whole: size, encoding, syntax, a missing variable.
     #[error("{}", one_line(.0))]
     Rejected(Vec<Diagnostic>),
 }
@@ -70,7 +62,7 @@ impl LoadError {
         match self {
             LoadError::Read { error, .. } => error.kind() == std::io::ErrorKind::NotFound,
             LoadError::Unfinished(_) => true,
-            LoadError::NotText { .. } | LoadError::Rejected(_) => false,
+            LoadError::Rejected(_) => false,
         }
     }
 }
@@ -150,12 +142,26 @@ pub fn read_text(path: &Path) -> Result<String, LoadError> {
         path: path.to_owned(),
         error,
     })?;
-    let not_text = |what| LoadError::NotText {
-        path: path.to_owned(),
-        what,
+    let rejected = |position, message: &str| {
+        LoadError::Rejected(vec![Diagnostic {
+            file: path.into(),
+            position,
+            path: String::new(),
+            message: message.to_owned(),
+            severity: Severity::Error,
+        }])
     };
-    let bytes = bytes.ok_or(not_text("is larger than 256 MiB"))?;
-    String::from_utf8(bytes).map_err(|_| not_text("is not UTF-8 text"))
+    let bytes = bytes.ok_or_else(|| rejected(None, "is larger than 256 MiB"))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let good = String::from_utf8_lossy(good);
+        let last_line = good.rsplit('\n').next().unwrap_or_default();
+        let position = Position {
+            line: 1 + good.matches('\n').count() as u32,
+            column: 1 + last_line.chars().count() as u32,
+        };
+        rejected(Some(position), "is not UTF-8 text")
+    })
 }
 
 /// The environment of the process, for `${{VAR}}`.
@@ -189,6 +195,7 @@ impl Source {
         names: Arc<Names>,
         ring_identity: RingIdentity,
         metrics: Arc<Metrics>,
+        reload: Arc<Notify>,
     ) -> Self {
         Source {
             file,
@@ -196,7 +203,7 @@ impl Source {
             names,
             ring_identity,
             metrics,
-            reload: Arc::default(),
+            reload,
             serving: Mutex::default(),
             identity: Mutex::default(),
         }

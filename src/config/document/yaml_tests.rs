@@ -159,18 +159,26 @@ mod random {
     use super::*;
     use proptest::prelude::*;
 
+    /// Texts that are texts in YAML 1.1 too: serde_yaml writes YAML 1.2 and leaves out quotes that
+    /// `yes` and `1:30` would need, and `<<` as a key.
+    fn text() -> impl Strategy<Value = String> {
+        "[ -~é\n]{0,12}".prop_filter("typed by YAML 1.1", |text| {
+            text.is_empty() || (text != "<<" && matches!(scalar::plain(text), Value::String(_)))
+        })
+    }
+
     fn value() -> impl Strategy<Value = serde_yaml::Value> {
         let leaf = prop_oneof![
             Just(serde_yaml::Value::Null),
             any::<bool>().prop_map(Into::into),
             (-1_000_000_000_000i64..1_000_000_000_000).prop_map(Into::into),
             (-1e6f64..1e6).prop_map(Into::into),
-            "[ -~é\n]{0,12}".prop_map(Into::into),
+            text().prop_map(Into::into),
         ];
         leaf.prop_recursive(4, 40, 5, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..5).prop_map(serde_yaml::Value::Sequence),
-                prop::collection::vec(("[a-z]{1,8}", inner), 0..5).prop_map(|pairs| {
+                prop::collection::vec((text(), inner), 0..5).prop_map(|pairs| {
                     serde_yaml::Value::Mapping(
                         pairs
                             .into_iter()
@@ -180,20 +188,6 @@ mod random {
                 }),
             ]
         })
-    }
-
-    /// serde_yaml writes YAML 1.2, in which these need no quotes.
-    fn differs_in_yaml_1_1(value: &serde_yaml::Value) -> bool {
-        match value {
-            serde_yaml::Value::String(text) => {
-                !matches!(scalar::plain(text), Value::String(_)) || text.contains(['\n', '_'])
-            }
-            serde_yaml::Value::Sequence(items) => items.iter().any(differs_in_yaml_1_1),
-            serde_yaml::Value::Mapping(entries) => entries
-                .iter()
-                .any(|(key, value)| differs_in_yaml_1_1(key) || differs_in_yaml_1_1(value)),
-            _ => false,
-        }
     }
 
     proptest! {
@@ -211,7 +205,6 @@ mod random {
 
         #[test]
         fn what_serde_yaml_writes_reads_back(value in value()) {
-            prop_assume!(!differs_in_yaml_1_1(&value));
             let text = serde_yaml::to_string(&value).unwrap();
             prop_assert_eq!(parse_yaml(&text, None).unwrap().root.to_yaml(), value, "{}", text);
         }

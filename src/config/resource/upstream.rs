@@ -282,7 +282,7 @@ fn ring(node: &Node, nodes: &[UpstreamNode], at: &At<'_>, context: &mut Context<
     if nodes.len() > 1 {
         for priority in weights::priorities_without_weight(nodes) {
             let message = format!(
-                "all weights of priority {priority} are 0: chash will use none of these nodes"
+                "all weights of priority {priority} are 0: all are used equally, where APISIX closes every connection"
             );
             context.warn(entry.key_position, &at, message);
         }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::listen::{ProxyProtocolDefaults, listeners};
 use super::{
-    ConnectMode, DEFAULT_STREAM_PLUGINS, DnsSettings, Idle, Limits, MetricsSettings, Provider,
-    RefusalMode, RingIdentity, Settings, Workers,
+    ConnectMode, DEFAULT_STREAM_PLUGINS, DnsSettings, Idle, Limits, MetricsSettings,
+    PingoraSettings, Provider, RefusalMode, RingIdentity, Settings, Workers,
 };
 use crate::config::Loaded;
 use crate::config::diagnostic::{At, Position, Problems, quote};
@@ -20,12 +20,12 @@ use crate::config::substitute::substitute_tree;
 
 /// Reads `config.yaml`. `file` is what diagnostics call it, `env` looks up environment variables.
 ///
-/// All problems are reported at once; the value is there unless one of them is an error.
+/// All problems are reported at once.
 pub fn load(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Loaded<Settings> {
     let mut problems = Problems::new(file);
     let value = read(text, env, &mut problems);
     Loaded {
-        value: value.filter(|_| problems.errors() == 0),
+        value,
         diagnostics: problems.finish(),
     }
 }
@@ -187,7 +187,15 @@ fn settings(
             &own(["shutdown", "timeout"]),
             Duration::from_secs(300),
         ),
-        pingora: find(root, &["pingora"]).map_or(serde_yaml::Value::Null, Node::to_yaml),
+        pingora: find(root, &["pingora"]).map(|own| PingoraSettings {
+            value: own.to_yaml(),
+            position: own.position.into(),
+            keys: own
+                .entries()
+                .iter()
+                .map(|entry| (entry.key.clone(), entry.key_position.into()))
+                .collect(),
+        }),
         without_effect,
     }
 }

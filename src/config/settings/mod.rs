@@ -52,8 +52,8 @@ pub struct Settings {
     pub idle: Idle,
     /// `mqtt_proxy.shutdown.timeout`: how long SIGTERM waits for connections. Default 300 s.
     pub shutdown_timeout: Duration,
-    /// The mapping under `pingora:`, untouched; null if absent.
-    pub pingora: serde_yaml::Value,
+    /// What stands under `pingora:`, if anything.
+    pub pingora: Option<PingoraSettings>,
     /// Dotted paths of the keys APISIX knows that have no effect here, in file order.
     pub without_effect: Vec<String>,
 }
@@ -210,3 +210,14 @@ pub const DEFAULT_STREAM_PLUGINS: [&str; 5] = [
     "syslog",
     "traffic-split",
 ];
+
+/// Pingora's own settings as they are written: this room does not know them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PingoraSettings {
+    /// The mapping.
+    pub value: serde_yaml::Value,
+    /// Where it begins.
+    pub position: Origin,
+    /// Its keys, and where each stands.
+    pub keys: Vec<(String, Origin)>,
+}

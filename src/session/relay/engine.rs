@@ -8,6 +8,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SendError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,17 +39,50 @@ pub struct Engine {
 }
 
 struct Shared {
-    arrivals: Mutex<Vec<Arrival>>,
+    orders: Mutex<Vec<Order>>,
     wake: OwnedFd,
-    /// Whether the thread looks at `arrivals` before it sleeps again.
+    /// Whether the thread looks at `orders` before it sleeps again.
     awake: AtomicBool,
 }
 
-/// A pair on its way to the thread.
-struct Arrival {
-    client: OwnedFd,
-    broker: OwnedFd,
-    pair: Pair,
+/// What the thread is told to do.
+enum Order {
+    /// Relay these from now on.
+    Adopt(Vec<Carried>),
+    /// Let go of every pair and send them here.
+    Release(Sender<Vec<Carried>>),
+}
+
+/// A pair that no engine relays at the moment: its sockets and everything that is known about it.
+#[derive(Debug)]
+pub struct Carried {
+    /// The client's socket.
+    pub client: OwnedFd,
+    /// The broker's socket.
+    pub broker: OwnedFd,
+    /// Its state.
+    pub pair: Pair,
+    /// When bytes last moved.
+    pub last_activity: Instant,
+}
+
+impl TryFrom<Established<TcpStream, TcpStream>> for Carried {
+    type Error = io::Error;
+
+    /// Takes the sockets out of the runtime; fails only if it does not know them any more.
+    fn try_from(established: Established<TcpStream, TcpStream>) -> io::Result<Self> {
+        Ok(Carried {
+            client: established.client.into_std()?.into(),
+            broker: established.broker.into_std()?.into(),
+            pair: Pair::new(
+                established.to_broker,
+                established.to_client,
+                established.idle,
+                established.record,
+            ),
+            last_activity: Instant::now(),
+        })
+    }
 }
 
 impl Engine {
@@ -58,7 +92,7 @@ impl Engine {
     /// When the operating system has no descriptor or no thread left.
     pub fn start(number: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            arrivals: Mutex::default(),
+            orders: Mutex::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             awake: AtomicBool::new(false),
         });
@@ -75,28 +109,19 @@ impl Engine {
         Ok(Engine { shared })
     }
 
-    /// Relays the pair on this thread from now on.
-    pub fn hand_over(&self, established: Established<TcpStream, TcpStream>) {
-        let pair = Pair::new(
-            established.to_broker,
-            established.to_client,
-            established.idle,
-            established.record,
-        );
-        // Leaving tokio's reactor; fails only if the socket is not known there any more.
-        let (client, broker) = match (established.client.into_std(), established.broker.into_std())
-        {
-            (Ok(client), Ok(broker)) => (client.into(), broker.into()),
-            (Err(error), _) | (_, Err(error)) => {
-                log::error!("a socket could not leave the runtime: {error}");
-                return;
-            }
-        };
-        lock(&self.shared.arrivals).push(Arrival {
-            client,
-            broker,
-            pair,
-        });
+    /// Relays the pairs on this thread from now on.
+    pub fn adopt(&self, pairs: Vec<Carried>) {
+        self.order(Order::Adopt(pairs));
+    }
+
+    /// Stops relaying and gives every pair back, with nothing of it lost: what was read and not
+    /// yet written is in the pair, the rest is in the sockets. The pairs come through `to`.
+    pub fn release(&self, to: Sender<Vec<Carried>>) {
+        self.order(Order::Release(to));
+    }
+
+    fn order(&self, order: Order) {
+        lock(&self.shared.orders).push(order);
         if !self.shared.awake.swap(true, Ordering::SeqCst) {
             // Fails only when the counter is full, and then the thread is awake.
             let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
@@ -165,7 +190,7 @@ impl State {
     fn run(&mut self) {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
-            self.take_arrivals();
+            self.take_orders();
             for index in std::mem::take(&mut self.queue) {
                 if let Some(relayed) = self.pairs.get_mut(index) {
                     relayed.queued = false;
@@ -199,7 +224,7 @@ impl State {
 
     fn wait(&mut self, events: &mut Vec<Event>) {
         self.shared.awake.store(false, Ordering::SeqCst);
-        let busy = !self.queue.is_empty() || !lock(&self.shared.arrivals).is_empty();
+        let busy = !self.queue.is_empty() || !lock(&self.shared.orders).is_empty();
         let timeout = match (busy, self.tick) {
             (true, _) => Some(Duration::ZERO),
             (false, Some(_)) => Some(self.next_tick.saturating_duration_since(Instant::now())),
@@ -215,37 +240,71 @@ impl State {
         let _ = waited;
     }
 
-    fn take_arrivals(&mut self) {
-        let arrivals = std::mem::take(&mut *lock(&self.shared.arrivals));
-        for arrival in arrivals {
-            self.generation = self.generation.wrapping_add(1);
-            let index = self.pairs.insert(Relayed {
-                sockets: [arrival.client, arrival.broker].map(|fd| Socket {
-                    fd,
-                    readable: false,
-                    writable: true,
-                    hung_up: false,
-                }),
-                pair: arrival.pair,
-                generation: self.generation,
-                queued: false,
-                last_activity: self.now,
-            });
-            let relayed = &self.pairs[index];
-            let registered = (0..2).try_for_each(|side| {
-                let data = token(index, side, relayed.generation);
-                let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
-                epoll::add(&self.epoll, &relayed.sockets[side].fd, data, flags)
-            });
-            if let Err(error) = registered {
-                log::error!("a connection is cut, epoll refuses it: {error}");
-                self.pairs.remove(index);
-                continue;
+    fn take_orders(&mut self) {
+        let orders = std::mem::take(&mut *lock(&self.shared.orders));
+        for order in orders {
+            match order {
+                Order::Adopt(pairs) => pairs.into_iter().for_each(|pair| self.adopt(pair)),
+                Order::Release(to) => {
+                    // Nobody to take them: they stay here.
+                    if let Err(SendError(pairs)) = to.send(self.release_all()) {
+                        pairs.into_iter().for_each(|pair| self.adopt(pair));
+                    }
+                }
             }
-            self.expect_idle(relayed.pair.idle_timeout());
-            // Only what is owed already: what the sockets have shows in their first events.
-            self.advance(index);
         }
+    }
+
+    fn adopt(&mut self, carried: Carried) {
+        self.generation = self.generation.wrapping_add(1);
+        let index = self.pairs.insert(Relayed {
+            sockets: [carried.client, carried.broker].map(|fd| Socket {
+                fd,
+                readable: false,
+                writable: true,
+                hung_up: false,
+            }),
+            pair: carried.pair,
+            generation: self.generation,
+            queued: false,
+            last_activity: carried.last_activity,
+        });
+        let relayed = &self.pairs[index];
+        let registered = (0..2).try_for_each(|side| {
+            let data = token(index, side, relayed.generation);
+            let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+            epoll::add(&self.epoll, &relayed.sockets[side].fd, data, flags)
+        });
+        if let Err(error) = registered {
+            log::error!("a connection is cut, epoll refuses it: {error}");
+            self.pairs.remove(index);
+            return;
+        }
+        self.expect_idle(relayed.pair.idle_timeout());
+        // Only what is owed already: what the sockets have shows in their first events.
+        self.advance(index);
+    }
+
+    fn release_all(&mut self) -> Vec<Carried> {
+        let epoll = &self.epoll;
+        let pairs = self.pairs.drain().map(|relayed| {
+            let [client, broker] = relayed.sockets.map(|socket| socket.fd);
+            for socket in [&client, &broker] {
+                // The set holds a socket by its open file, which outlives this descriptor when
+                // another process has it too.
+                let _ = epoll::delete(epoll, socket);
+            }
+            Carried {
+                client,
+                broker,
+                pair: relayed.pair,
+                last_activity: relayed.last_activity,
+            }
+        });
+        let pairs = pairs.collect();
+        self.queue.clear();
+        self.tick = None;
+        pairs
     }
 
     fn handle(&mut self, data: u64, flags: EventFlags) {

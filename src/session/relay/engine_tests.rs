@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 
 use super::super::testing::Counts;
 use super::super::{Established, IdleTimeout};
-use super::Engine;
+use super::{Carried, Engine};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -20,6 +20,7 @@ struct Stage {
     client: StdStream,
     broker: StdStream,
     counts: Counts,
+    engine: Engine,
     _runtime: Runtime,
 }
 
@@ -53,19 +54,22 @@ fn stage(to_broker: &[u8], to_client: &[u8], idle: IdleTimeout, buffer: Option<u
         stream.set_nonblocking(true).unwrap();
         TcpStream::from_std(stream).unwrap()
     };
-    Engine::start(0).unwrap().hand_over(Established {
+    let established = Established {
         client: tokio(client_side),
         broker: tokio(broker_side),
         to_broker: to_broker.to_vec(),
         to_client: to_client.to_vec(),
         idle,
         record: counts.record(),
-    });
+    };
+    let engine = Engine::start(0).unwrap();
+    engine.adopt(vec![Carried::try_from(established).unwrap()]);
     drop(inside);
     Stage {
         client,
         broker,
         counts,
+        engine,
         _runtime: runtime,
     }
 }
@@ -161,6 +165,37 @@ fn a_reader_that_stops_stops_its_sender_and_gets_every_byte_later() {
         received.into_iter().eq(expected),
         "bytes are lost or reordered"
     );
+}
+
+#[test]
+fn a_pair_goes_from_engine_to_engine_with_every_byte() {
+    let mut stage = stage(b"", b"", IdleTimeout::default(), Some(8 * 1024));
+    let sent: Vec<u8> = (0..=255).cycle().take(2 << 20).collect();
+    let mut writer = stage.client.try_clone().unwrap();
+    let writing = std::thread::spawn({
+        let sent = sent.clone();
+        move || {
+            writer.write_all(&sent).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        }
+    });
+    let mut received = vec![0; 1000];
+    stage.broker.read_exact(&mut received).unwrap();
+    for _ in 0..20 {
+        let (to, released) = std::sync::mpsc::channel();
+        stage.engine.release(to);
+        let pairs = released.recv().unwrap();
+        assert_eq!(pairs.len(), 1);
+        let next = Engine::start(1).unwrap();
+        next.adopt(pairs);
+        stage.engine = next;
+        let start = received.len();
+        received.resize(start + 50_000, 0);
+        stage.broker.read_exact(&mut received[start..]).unwrap();
+    }
+    received.extend(read_all(&mut stage.broker));
+    writing.join().unwrap();
+    assert!(received == sent, "bytes are lost or reordered");
 }
 
 #[test]

@@ -11,14 +11,15 @@ pub mod task;
 #[cfg(test)]
 mod testing;
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{SendError, Sender, channel};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 
 use super::outcome::Record;
-use engine::Engine;
+use engine::{Carried, Engine};
 
 /// An established pair and all that the relay must know about it. This is the whole interface
 /// between the connection path and whatever relays: sockets, bytes still owed to each side, when
@@ -54,6 +55,7 @@ pub struct Relays {
     threads: usize,
     engines: OnceLock<Vec<Engine>>,
     next: AtomicUsize,
+    elsewhere: Mutex<Option<Sender<Carried>>>,
 }
 
 impl Relays {
@@ -64,23 +66,84 @@ impl Relays {
             threads: threads.max(1),
             engines: OnceLock::new(),
             next: AtomicUsize::new(0),
+            elsewhere: Mutex::default(),
         }
     }
 
     /// Relays the pair from now on, apart from the task that brought it here.
     pub fn hand_over(&self, pair: Established<TcpStream, TcpStream>) {
-        let engines = self.engines.get_or_init(|| {
-            let started = (0..self.threads).map(Engine::start);
-            let (engines, errors): (Vec<_>, Vec<_>) = started.partition(Result::is_ok);
-            for error in errors.into_iter().filter_map(Result::err) {
-                log::error!("a relay thread cannot start: {error}");
-            }
-            engines.into_iter().filter_map(Result::ok).collect()
-        });
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        match engines.get(turn % engines.len().max(1)) {
-            Some(engine) => engine.hand_over(pair),
-            None => task::spawn(pair),
+        if self.engines().is_empty() {
+            return task::spawn(pair);
+        }
+        match Carried::try_from(pair) {
+            Ok(carried) => self.carry_on(carried),
+            Err(error) => log::error!("a socket could not leave the runtime: {error}"),
         }
     }
+
+    /// Has new pairs sent to `elsewhere` instead of being relayed here; `None` ends that.
+    pub fn redirect(&self, elsewhere: Option<Sender<Carried>>) {
+        *lock(&self.elsewhere) = elsewhere;
+    }
+
+    /// Relays the pair, or sends it where new pairs go.
+    fn carry_on(&self, carried: Carried) {
+        let elsewhere = lock(&self.elsewhere).clone();
+        let refused = match elsewhere {
+            Some(elsewhere) => elsewhere.send(carried).err().map(|SendError(pair)| pair),
+            None => Some(carried),
+        };
+        if let Some(carried) = refused {
+            self.adopt(vec![carried]);
+        }
+    }
+
+    /// Relays pairs that were relayed before, here or in another process.
+    pub fn adopt(&self, pairs: Vec<Carried>) {
+        let engines = self.engines();
+        if engines.is_empty() {
+            log::error!(
+                "{} connections are cut: no relay thread could start",
+                pairs.len()
+            );
+            return;
+        }
+        let each = pairs.len().div_ceil(engines.len()).max(1);
+        let mut pairs = pairs.into_iter();
+        loop {
+            let share: Vec<Carried> = pairs.by_ref().take(each).collect();
+            if share.is_empty() {
+                return;
+            }
+            let turn = self.next.fetch_add(1, Ordering::Relaxed);
+            engines[turn % engines.len()].adopt(share);
+        }
+    }
+
+    /// Takes every pair out of the engines. They are relayed by nobody until somebody adopts them.
+    pub fn release(&self) -> Vec<Carried> {
+        let (to, released) = channel();
+        for engine in self.engines.get().into_iter().flatten() {
+            engine.release(to.clone());
+        }
+        drop(to);
+        released.into_iter().flatten().collect()
+    }
+
+    fn engines(&self) -> &[Engine] {
+        self.engines.get_or_init(|| {
+            let started = (0..self.threads).map(Engine::start);
+            let started = started.inspect(|engine| {
+                if let Err(error) = engine {
+                    log::error!("a relay thread cannot start: {error}");
+                }
+            });
+            started.filter_map(Result::ok).collect()
+        })
+    }
+}
+
+/// A poisoned lock only means that another task panicked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
