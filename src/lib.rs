@@ -6,9 +6,10 @@
 //! are served by; [`source`] follows the file and swaps the table.
 //!
 //! The way of a connection: [`session`] accepts it, reads CONNECT with [`mqtt`], connects to a
-//! broker and relays. [`telemetry`] counts; [`cli`] is the command line.
+//! broker and relays. [`upgrade`] hands live connections over to a new process; [`telemetry`]
+//! counts; [`cli`] is the command line.
 //!
-//! Each room knows only those below it: `cli` → `source`, `session`, `telemetry` → `table` →
+//! Each room knows only those below it: `cli` → `source`, `upgrade`, `session`, `telemetry` → `table` →
 //! `route`, `upstream`, `plugin` → `mqtt`, `config`. `config` and `mqtt` know neither sockets nor
 //! a runtime, so they can be read, tested and fuzzed alone.
 
@@ -25,4 +26,5 @@ pub mod socket;
 pub mod source;
 pub mod table;
 pub mod telemetry;
+pub mod upgrade;
 pub mod upstream;

@@ -65,9 +65,17 @@ const fn case(
     line: usize,
     says: &'static [&'static str],
 ) -> Case {
-    Case { what, loses, from, to, line, says }
+    Case {
+        what,
+        loses,
+        from,
+        to,
+        line,
+        says,
+    }
 }
 
+#[rustfmt::skip] // a table: one case a line
 const CASES: &[Case] = &[
     case("no end mark", File, "#END", "", 0, &["#END"]),
     case("text behind the end mark", File, "#END", "#END\nstream_routes: []", 0, &["#END"]),
@@ -116,18 +124,26 @@ impl Case {
     fn bytes(&self, listen: u16, broker: u16) -> Vec<u8> {
         let good = good(0, listen, broker).replace("# edit 0\n", "");
         let numbers = |text: &str| {
-            text.replace("LISTEN", &listen.to_string()).replace("BROKER", &broker.to_string())
+            text.replace("LISTEN", &listen.to_string())
+                .replace("BROKER", &broker.to_string())
         };
         if self.from.is_empty() {
             return self.to.as_bytes().to_vec();
         }
         let from = numbers(self.from);
-        assert!(good.contains(&from), "{}: {from:?} is in the good file", self.what);
+        assert!(
+            good.contains(&from),
+            "{}: {from:?} is in the good file",
+            self.what
+        );
         let broken = good.replacen(&from, &numbers(self.to), 1).into_bytes();
         if self.to != "LATIN-1" {
             return broken;
         }
-        let at = broken.windows(7).position(|w| w == b"LATIN-1").expect("the mark");
+        let at = broken
+            .windows(7)
+            .position(|w| w == b"LATIN-1")
+            .expect("the mark");
         [&broken[..at], b"k\xfcche", &broken[at + 7..]].concat()
     }
 }
@@ -166,8 +182,12 @@ fn a_broken_file_cuts_nobody_and_the_next_good_one_applies() {
         let told = loop {
             let lines: Vec<String> = proxy.lines().split_off(mark);
             let done = match case.loses {
-                File => lines.iter().any(|l| l.contains(&format!("config file {path} not applied:"))),
-                Object | Id => lines.iter().any(|l| l.contains(&format!("config file {path} reloaded"))),
+                File => lines
+                    .iter()
+                    .any(|l| l.contains(&format!("config file {path} not applied:"))),
+                Object | Id => lines
+                    .iter()
+                    .any(|l| l.contains(&format!("config file {path} reloaded"))),
             };
             if done || start.elapsed() > Duration::from_secs(6) {
                 break lines;
@@ -175,14 +195,20 @@ fn a_broken_file_cuts_nobody_and_the_next_good_one_applies() {
             std::thread::sleep(Duration::from_millis(3));
         };
         let said = told.join("\n");
-        let place = if case.line == 0 { format!("{path}:") } else { format!("{path}:{}:", case.line) };
+        let place = if case.line == 0 {
+            format!("{path}:")
+        } else {
+            format!("{path}:{}:", case.line)
+        };
         let level = if case.loses == File { "ERROR" } else { "WARN" };
-        let named = told.iter().any(|line| {
-            line.contains(&place) && line.contains(level) && has_position(line, &path)
-        });
-        let positioned = case.line != 0 || case.loses != File;
-        if (positioned && !named) || !case.says.iter().all(|part| said.contains(part)) {
-            wrong.push(format!("{}: expected {place} {level} {:?}, log:\n{said}", case.what, case.says));
+        let named = told
+            .iter()
+            .any(|line| line.contains(&place) && line.contains(level) && has_position(line, &path));
+        if !named || !case.says.iter().all(|part| said.contains(part)) {
+            wrong.push(format!(
+                "{}: expected {place} {level} {:?}, log:\n{said}",
+                case.what, case.says
+            ));
         }
 
         for client in &mut held {
@@ -202,14 +228,25 @@ fn a_broken_file_cuts_nobody_and_the_next_good_one_applies() {
     for client in &mut held {
         client.expect_alive();
     }
-    assert!(wrong.is_empty(), "{} messages are wrong:\n{}", wrong.len(), wrong.join("\n\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} messages are wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n\n")
+    );
 }
 
 /// Whether a line has `path:LINE:COL:` in it.
 fn has_position(line: &str, path: &str) -> bool {
-    let Some((_, rest)) = line.split_once(&format!("{path}:")) else { return false };
+    let Some((_, rest)) = line.split_once(&format!("{path}:")) else {
+        return false;
+    };
     let mut parts = rest.split(':');
-    let mut number = || parts.next().is_some_and(|part| part.parse::<usize>().is_ok());
+    let mut number = || {
+        parts
+            .next()
+            .is_some_and(|part| part.parse::<usize>().is_ok())
+    };
     number() && number()
 }
 
@@ -228,13 +265,30 @@ fn check_names_the_place_of_every_one_of_them_with_exit_code_78() {
         files.replace_routes(case.bytes(9100, 1883));
         let path = files.routes_path().display().to_string();
         let ran = check(&files, &[]);
-        let place = if case.line == 0 { format!("{path}:") } else { format!("{path}:{}:", case.line) };
-        let named = ran.stdout.lines().any(|line| line.starts_with(&place) && has_position(line, &path));
+        let place = if case.line == 0 {
+            format!("{path}:")
+        } else {
+            format!("{path}:{}:", case.line)
+        };
+        let named = ran
+            .stdout
+            .lines()
+            .any(|line| line.starts_with(&place) && has_position(line, &path));
         if ran.code != 78 || !named || !case.says.iter().all(|part| ran.stdout.contains(part)) {
-            wrong.push(format!("{}: expected {place} {:?}\n{}", case.what, case.says, ran.all()));
+            wrong.push(format!(
+                "{}: expected {place} {:?}\n{}",
+                case.what,
+                case.says,
+                ran.all()
+            ));
         }
     }
-    assert!(wrong.is_empty(), "{} cases are wrong:\n{}", wrong.len(), wrong.join("\n\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} cases are wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n\n")
+    );
 }
 
 #[test]
@@ -265,7 +319,11 @@ fn check_names_all_problems_of_both_files_at_once() {
         "stream_routes[0].server_port",
         "upstreams[0].nodes[0].weight",
     ] {
-        assert!(ran.stdout.contains(part), "{part} is missing:\n{}", ran.all());
+        assert!(
+            ran.stdout.contains(part),
+            "{part} is missing:\n{}",
+            ran.all()
+        );
     }
 }
 
@@ -282,9 +340,21 @@ fn duplicate_ids_and_dangling_references_are_warnings() {
     let files = Files::new(&config(&[port, other]), &text);
     let ran = check(&files, &[]);
     assert_eq!(ran.code, 0, "{}", ran.all());
-    assert!(ran.stdout.contains("apisix.yaml:4:") && ran.stdout.contains("warning"), "{}", ran.all());
-    assert!(ran.stdout.contains("apisix.yaml:3:") && ran.stdout.contains("neither"), "{}", ran.all());
-    assert_eq!(check(&files, &["--strict"]).code, 78, "a warning is an error with --strict");
+    assert!(
+        ran.stdout.contains("apisix.yaml:4:") && ran.stdout.contains("warning"),
+        "{}",
+        ran.all()
+    );
+    assert!(
+        ran.stdout.contains("apisix.yaml:3:") && ran.stdout.contains("neither"),
+        "{}",
+        ran.all()
+    );
+    assert_eq!(
+        check(&files, &["--strict"]).code,
+        78,
+        "a warning is an error with --strict"
+    );
 
     // The later one of two objects with one id is served, as in APISIX.
     let _proxy = Proxy::start(&files, &[port, other]);
@@ -309,19 +379,67 @@ fn a_certificate_that_cannot_be_parsed_is_an_error() {
 /// Misspelt and impossible settings: the text of config.yaml behind the listeners, what the message
 /// must say, and whether it is an error without --strict.
 const SETTINGS: &[(&str, &[&str], bool)] = &[
-    ("stream_plugin:\n  - mqtt-proxy\n", &["stream_plugin", "stream_plugins"], false),
-    ("nginx_confg: {worker_processes: 2}\n", &["nginx_confg", "nginx_config"], false),
-    ("mqtt_proxi: {connect: strict}\n", &["mqtt_proxi", "mqtt_proxy"], false),
-    ("mqtt_proxy: {connect: lenient}\n", &["mqtt_proxy.connect", "strict", "tolerant"], true),
-    ("mqtt_proxy: {refusal: silently}\n", &["mqtt_proxy.refusal", "connack"], true),
-    ("mqtt_proxy: {ring_identity: dns}\n", &["mqtt_proxy.ring_identity", "address"], true),
-    ("mqtt_proxy: {limits: {max_connect_size: 10}}\n", &["max_connect_size", "64"], true),
-    ("mqtt_proxy: {limits: {max_connect_size: 2000000}}\n", &["max_connect_size", "1048576"], true),
-    ("mqtt_proxy: {limits: {connect_timeout: 0}}\n", &["connect_timeout"], true),
-    ("mqtt_proxy: {limits: {first_byte_timeout: soon}}\n", &["first_byte_timeout"], true),
-    ("mqtt_proxy: {metrics: {addr: nowhere}}\n", &["mqtt_proxy.metrics.addr"], true),
+    (
+        "stream_plugin:\n  - mqtt-proxy\n",
+        &["stream_plugin", "stream_plugins"],
+        false,
+    ),
+    (
+        "nginx_confg: {worker_processes: 2}\n",
+        &["nginx_confg", "nginx_config"],
+        false,
+    ),
+    (
+        "mqtt_proxi: {connect: strict}\n",
+        &["mqtt_proxi", "mqtt_proxy"],
+        false,
+    ),
+    (
+        "mqtt_proxy: {connect: lenient}\n",
+        &["mqtt_proxy.connect", "strict", "tolerant"],
+        true,
+    ),
+    (
+        "mqtt_proxy: {refusal: silently}\n",
+        &["mqtt_proxy.refusal", "connack"],
+        true,
+    ),
+    (
+        "mqtt_proxy: {ring_identity: dns}\n",
+        &["mqtt_proxy.ring_identity", "address"],
+        true,
+    ),
+    (
+        "mqtt_proxy: {limits: {max_connect_size: 10}}\n",
+        &["max_connect_size", "64"],
+        true,
+    ),
+    (
+        "mqtt_proxy: {limits: {max_connect_size: 2000000}}\n",
+        &["max_connect_size", "1048576"],
+        true,
+    ),
+    (
+        "mqtt_proxy: {limits: {connect_timeout: 0}}\n",
+        &["connect_timeout"],
+        true,
+    ),
+    (
+        "mqtt_proxy: {limits: {first_byte_timeout: soon}}\n",
+        &["first_byte_timeout"],
+        true,
+    ),
+    (
+        "mqtt_proxy: {metrics: {addr: nowhere}}\n",
+        &["mqtt_proxy.metrics.addr"],
+        true,
+    ),
     ("mqtt_proxy: [1]\n", &["mqtt_proxy"], true),
-    ("nginx_config: {worker_processes: [1]}\n", &["worker_processes"], true),
+    (
+        "nginx_config: {worker_processes: [1]}\n",
+        &["worker_processes"],
+        true,
+    ),
 ];
 
 #[test]
@@ -334,20 +452,31 @@ fn typos_in_config_yaml_are_found_with_the_nearest_known_name() {
         let path = files.config_path().display().to_string();
         let placed = ran.stdout.lines().any(|line| has_position(line, &path));
         if ran.code != expected || !placed || !says.iter().all(|part| ran.stdout.contains(part)) {
-            wrong.push(format!("{text}expected exit {expected}, {says:?}\n{}", ran.all()));
+            wrong.push(format!(
+                "{text}expected exit {expected}, {says:?}\n{}",
+                ran.all()
+            ));
         }
         let strict = check(&files, &["--strict"]).code;
         if strict != 78 {
             wrong.push(format!("{text}with --strict: exit {strict}"));
         }
     }
-    assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} are wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 #[test]
 fn an_impossible_setting_stops_the_start_with_exit_code_78() {
     let [port] = free_ports();
-    for text in ["mqtt_proxy: {connect: lenient}\n", "mqtt_proxy:\n\tconnect: strict\n"] {
+    for text in [
+        "mqtt_proxy: {connect: lenient}\n",
+        "mqtt_proxy:\n\tconnect: strict\n",
+    ] {
         let files = Files::new(&config_with(&[port], text), &good(0, port, 1883));
         let mut proxy = Proxy::spawn(&files, |_| {});
         assert_eq!(proxy.wait_for_exit(SOON).code(), Some(78), "{text}");
@@ -365,7 +494,10 @@ fn a_warning_in_config_yaml_does_not_stop_the_start_but_strict_does() {
     let files = Files::new(&config_with(&[port], "stream_plugin: []\n"), &text);
     let mut proxy = Proxy::start(&files, &[port]);
     let line = proxy.wait_for_log("stream_plugin");
-    assert!(line.contains("stream_plugins"), "the nearest known name: {line}");
+    assert!(
+        line.contains("stream_plugins"),
+        "the nearest known name: {line}"
+    );
     Client::mqtt(port, &Connect::v311("a")).expect_alive();
     drop(proxy);
 
@@ -384,14 +516,34 @@ fn files_made_to_exhaust_the_reader_are_refused_quickly() {
         bomb.push_str(&format!("a{n}: &a{n} [{many}]\n"));
     }
     bomb.push_str("stream_routes: *a39\n#END\n");
-    let deep = format!("stream_routes: {}{}\n#END\n", "[".repeat(100_000), "]".repeat(100_000));
-    let long = format!("stream_routes:\n  - {{id: 1, desc: \"{}\"}}\n#END\n", "d".repeat(1_000_000));
-    for (what, text) in [("alias bomb", bomb), ("deep nesting", deep), ("a long value", long)] {
+    let deep = format!(
+        "stream_routes: {}{}\n#END\n",
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
+    let long = format!(
+        "stream_routes:\n  - {{id: 1, desc: \"{}\"}}\n#END\n",
+        "d".repeat(1_000_000)
+    );
+    for (what, text) in [
+        ("alias bomb", bomb),
+        ("deep nesting", deep),
+        ("a long value", long),
+    ] {
         let files = Files::new(&config(&[9100]), &text);
         let start = Instant::now();
         let ran = check(&files, &[]);
-        assert_eq!(ran.code, 78, "{what}: {}", ran.all().chars().take(2_000).collect::<String>());
-        assert!(start.elapsed() < Duration::from_secs(10), "{what} took {:?}", start.elapsed());
+        assert_eq!(
+            ran.code,
+            78,
+            "{what}: {}",
+            ran.all().chars().take(2_000).collect::<String>()
+        );
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "{what} took {:?}",
+            start.elapsed()
+        );
         assert!(ran.stdout.len() < 100_000, "{what}: the message is short");
     }
 }

@@ -38,7 +38,11 @@ fn help_names_every_command_and_version_is_the_packages() {
     }
     let ran = cli(&["--version"]);
     assert_eq!(ran.code, 0);
-    assert!(ran.stdout.contains(env!("CARGO_PKG_VERSION")), "{}", ran.all());
+    assert!(
+        ran.stdout.contains(env!("CARGO_PKG_VERSION")),
+        "{}",
+        ran.all()
+    );
 }
 
 #[test]
@@ -69,7 +73,12 @@ fn check_of_good_files_is_silent_on_standard_output_and_ends_with_0() {
         let ran = with(&files, command, &[]);
         assert_eq!(ran.code, 0, "{command:?}: {}", ran.all());
         assert_eq!(ran.stdout, "", "{command:?}");
-        assert_eq!(ran.stderr.lines().count(), 1, "one summary line: {}", ran.all());
+        assert_eq!(
+            ran.stderr.lines().count(),
+            1,
+            "one summary line: {}",
+            ran.all()
+        );
     }
 }
 
@@ -84,29 +93,54 @@ fn check_prints_problems_on_standard_output_and_one_summary_line_on_standard_err
         assert!(lines.len() >= 2, "{}", ran.all());
         let path = files.routes_path().display().to_string();
         for line in lines {
-            let rest = line.strip_prefix(&format!("{path}:")).unwrap_or_else(|| panic!("{line}"));
+            let rest = line
+                .strip_prefix(&format!("{path}:"))
+                .unwrap_or_else(|| panic!("{line}"));
             let mut parts = rest.splitn(4, ':');
             for _ in 0..2 {
                 let number: usize = parts.next().expect("a number").parse().expect("a number");
                 assert!(number > 0);
             }
             let rest = parts.next().expect("a place").trim();
-            let place = if rest == "warning" { parts.next().expect("a place").trim() } else { rest };
-            assert!(place.starts_with("stream_routes[") || place.starts_with("upstreams["), "{line}");
+            let place = if rest == "warning" {
+                parts.next().expect("a place").trim()
+            } else {
+                rest
+            };
+            assert!(
+                place.starts_with("stream_routes[") || place.starts_with("upstreams["),
+                "{line}"
+            );
         }
-        assert_eq!(ran.stderr.lines().count(), 1, "one summary line: {}", ran.all());
+        assert_eq!(
+            ran.stderr.lines().count(),
+            1,
+            "one summary line: {}",
+            ran.all()
+        );
     }
 }
 
 #[test]
 fn check_prints_json_when_asked() {
     let files = files();
-    files.replace_routes(ROUTES.replace("9101", "91010").replace("upstream_id: brokers", "upstream_id: gone"));
+    files.replace_routes(
+        ROUTES
+            .replace("9101", "91010")
+            .replace("upstream_id: brokers", "upstream_id: gone"),
+    );
     let ran = with(&files, &["check"], &["--format", "json"]);
     assert_eq!(ran.code, 78, "{}", ran.all());
-    let said: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {}", ran.all()));
+    let said: Value =
+        serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {}", ran.all()));
     let text = said.to_string();
-    for part in ["apisix.yaml", "stream_routes[1].server_port", "\"line\":7", "warning", "error"] {
+    for part in [
+        "apisix.yaml",
+        "stream_routes[1].server_port",
+        "\"line\":7",
+        "warning",
+        "error",
+    ] {
         assert!(text.contains(part), "{part} in {text}");
     }
     let ran = with(&self::files(), &["check"], &["--format", "json"]);
@@ -153,9 +187,79 @@ fn the_default_configuration_is_conf_config_yaml_of_the_current_folder() {
     assert_eq!(ran.code, 0, "{}", ran.all());
 }
 
+/// A self-signed certificate and its key, as PEM.
+fn certificate() -> (String, String) {
+    use openssl::{asn1::Asn1Time, ec, hash::MessageDigest, nid::Nid, pkey::PKey, x509};
+    let group = ec::EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("a curve");
+    let key = PKey::from_ec_key(ec::EcKey::generate(&group).expect("a key")).expect("a key");
+    let mut name = x509::X509NameBuilder::new().expect("a name");
+    name.append_entry_by_text("CN", "mqtt.example.com")
+        .expect("a name");
+    let name = name.build();
+    let mut builder = x509::X509::builder().expect("a certificate");
+    builder.set_version(2).expect("version");
+    builder.set_subject_name(&name).expect("subject");
+    builder.set_issuer_name(&name).expect("issuer");
+    builder.set_pubkey(&key).expect("key");
+    builder
+        .set_not_before(&Asn1Time::days_from_now(0).expect("a time"))
+        .expect("start");
+    builder
+        .set_not_after(&Asn1Time::days_from_now(30).expect("a time"))
+        .expect("end");
+    builder
+        .sign(&key, MessageDigest::sha256())
+        .expect("signature");
+    let text = |pem: Vec<u8>| String::from_utf8(pem).expect("PEM is text");
+    (
+        text(builder.build().to_pem().expect("PEM")),
+        text(key.private_key_to_pem_pkcs8().expect("PEM")),
+    )
+}
+
+#[test]
+fn check_reads_certificates_too() {
+    let (cert, key) = certificate();
+    let block = |pem: &str| {
+        pem.lines()
+            .map(|line| format!("      {line}\n"))
+            .collect::<String>()
+    };
+    let ssl = |cert: &str, key: &str| {
+        format!(
+            "ssls:\n  - id: 1\n    sni: mqtt.example.com\n    cert: |\n{}    key: |\n{}#END\n",
+            block(cert),
+            block(key)
+        )
+    };
+    let files = files();
+    files.replace_routes(ROUTES.replace("#END\n", &ssl(&cert, &key)));
+    let ran = with(&files, &["check"], &[]);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+
+    let broken = cert.replacen("MI", "XX", 1);
+    files.replace_routes(ROUTES.replace("#END\n", &ssl(&broken, &key)));
+    let ran = with(&files, &["check"], &[]);
+    assert_eq!(ran.code, 78, "{}", ran.all());
+    assert!(ran.stdout.contains("ssls[0].cert"), "{}", ran.all());
+    assert!(
+        !ran.all().contains(key.lines().nth(1).expect("a line")),
+        "no key in a message"
+    );
+
+    files.replace_routes(ROUTES.replace("#END\n", &ssl(&cert, &cert)));
+    let ran = with(&files, &["check"], &[]);
+    assert_eq!(ran.code, 78, "{}", ran.all());
+    assert!(ran.stdout.contains("ssls[0].key"), "{}", ran.all());
+}
+
 #[test]
 fn explain_tells_the_whole_way_of_a_connection_as_text() {
-    let ran = with(&files(), &["explain"], &["--listen", "9100", "--client-id", "foo"]);
+    let ran = with(
+        &files(),
+        &["explain"],
+        &["--listen", "9100", "--client-id", "foo"],
+    );
     assert_eq!(ran.code, 0, "{}", ran.all());
     let lines: Vec<&str> = ran.stdout.lines().collect();
     for expected in [
@@ -168,7 +272,11 @@ fn explain_tells_the_whole_way_of_a_connection_as_text() {
         "2. 127.0.0.1:1884",
         "3. 127.0.0.1:1885",
     ] {
-        assert!(lines.iter().any(|line| line.trim() == expected), "{expected:?} in {}", ran.all());
+        assert!(
+            lines.iter().any(|line| line.trim() == expected),
+            "{expected:?} in {}",
+            ran.all()
+        );
     }
 }
 
@@ -203,10 +311,18 @@ fn explain_ends_with_1_when_nothing_would_take_the_connection() {
         assert!(!ran.all().is_empty());
     }
     files.replace_routes(ROUTES.replace("upstream_id: brokers", "upstream_id: gone"));
-    let ran = with(&files, &["explain"], &["--listen", "9100", "--client-id", "a"]);
+    let ran = with(
+        &files,
+        &["explain"],
+        &["--listen", "9100", "--client-id", "a"],
+    );
     assert_eq!(ran.code, 1, "{}", ran.all());
     files.replace_routes("stream_routes: [\n#END\n");
-    let ran = with(&files, &["explain"], &["--listen", "9100", "--client-id", "a"]);
+    let ran = with(
+        &files,
+        &["explain"],
+        &["--listen", "9100", "--client-id", "a"],
+    );
     assert_eq!(ran.code, 78, "{}", ran.all());
 }
 
@@ -215,7 +331,10 @@ fn schema(what: &str) -> jsonschema::Validator {
     let ran = cli(&["schema", what]);
     assert_eq!(ran.code, 0, "{}", ran.all());
     let schema: Value = serde_json::from_str(&ran.stdout).expect("JSON");
-    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    assert_eq!(
+        schema["$schema"],
+        "https://json-schema.org/draft/2020-12/schema"
+    );
     jsonschema::meta::validate(&schema).expect("valid by its own meta-schema");
     jsonschema::validator_for(&schema).expect("a usable schema")
 }
@@ -228,13 +347,22 @@ fn yaml(text: &str) -> Value {
 fn the_published_schemas_accept_good_files() {
     let [settings, resources] = ["config", "apisix"].map(schema);
     let problems = |schema: &jsonschema::Validator, value: &Value| {
-        schema.iter_errors(value).map(|e| format!("{}: {e}", e.instance_path())).collect::<Vec<_>>()
+        schema
+            .iter_errors(value)
+            .map(|e| format!("{}: {e}", e.instance_path()))
+            .collect::<Vec<_>>()
     };
     assert_eq!(problems(&resources, &yaml(ROUTES)), Vec::<String>::new());
-    assert_eq!(problems(&settings, &yaml(&config(&[9100]))), Vec::<String>::new());
+    assert_eq!(
+        problems(&settings, &yaml(&config(&[9100]))),
+        Vec::<String>::new()
+    );
     let own = "mqtt_proxy:\n  connect: tolerant\n  limits: {max_connect_size: 1024, first_byte_timeout: 1.5}\n  \
                metrics: {addr: \"127.0.0.1:9091\"}\n";
-    assert_eq!(problems(&settings, &yaml(&config_with(&[9100], own))), Vec::<String>::new());
+    assert_eq!(
+        problems(&settings, &yaml(&config_with(&[9100], own))),
+        Vec::<String>::new()
+    );
     let lists = "stream_routes:\n  - {id: 1, plugins: {mqtt-proxy: {protocol_level: [3, 4, 5]}}, upstream_id: 1}\n#END\n";
     assert_eq!(problems(&resources, &yaml(lists)), Vec::<String>::new());
 }
@@ -256,6 +384,9 @@ fn the_published_schemas_refuse_what_check_refuses() {
         "mqtt_proxy: {limits: {max_connect_size: 10}}\n",
         "mqtt_proxy: {limits: {connect_timeout: 0}}\n",
     ] {
-        assert!(!settings.is_valid(&yaml(&config_with(&[9100], bad))), "{bad}");
+        assert!(
+            !settings.is_valid(&yaml(&config_with(&[9100], bad))),
+            "{bad}"
+        );
     }
 }

@@ -16,7 +16,10 @@ fn proxy_to(broker: &Broker) -> (Proxy, u16) {
          upstream: {{type: chash, key: mqtt_client_id, nodes: {{\"{}\": 1}}}}\n#END\n",
         broker.addr()
     );
-    (Proxy::start(&Files::new(&config(&[port]), &routes), &[port]), port)
+    (
+        Proxy::start(&Files::new(&config(&[port]), &routes), &[port]),
+        port,
+    )
 }
 
 /// CONNECT packets of every version, plain and with everything in them.
@@ -112,7 +115,11 @@ fn no_broker_is_dialled_before_the_connect_is_complete() {
         let mut client = Client::to(port);
         client.send(all_but_one);
         client.expect_silence(Duration::from_millis(60));
-        assert_eq!(broker.accepted(), before, "nothing is dialled while a byte is missing");
+        assert_eq!(
+            broker.accepted(),
+            before,
+            "nothing is dialled while a byte is missing"
+        );
         client.send(&[*last]);
         let five = connect.windows(5).any(|w| w == b"MQTT\x05");
         client.expect(if five { ACCEPTED_5 } else { ACCEPTED });

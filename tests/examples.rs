@@ -31,11 +31,18 @@ fn examples(dir: &Path) -> Vec<PathBuf> {
 fn every_example_passes_the_strict_check() {
     let examples = examples(&conf());
     assert!(examples.contains(&conf()), "conf/config.yaml itself is one");
-    assert!(examples.len() > 3, "one example for each feature: {examples:?}");
+    assert!(
+        examples.len() > 3,
+        "one example for each feature: {examples:?}"
+    );
     for example in examples {
         let config = example.join("config.yaml");
-        let ran =
-            cli(&["check".as_ref(), "--strict".as_ref(), "-c".as_ref(), config.as_os_str()]);
+        let ran = cli(&[
+            "check".as_ref(),
+            "--strict".as_ref(),
+            "-c".as_ref(),
+            config.as_os_str(),
+        ]);
         assert_eq!(ran.code, 0, "{}: {}", config.display(), ran.all());
     }
 }
@@ -49,10 +56,14 @@ fn every_example_fits_the_published_schemas() {
     };
     let [settings, resources] = ["config", "apisix"].map(schema);
     for example in examples(&conf()) {
-        for (name, schema) in
-            [("config.yaml", &settings), ("apisix.yaml", &resources), ("apisix.json", &resources)]
-        {
-            let Ok(text) = fs::read_to_string(example.join(name)) else { continue };
+        for (name, schema) in [
+            ("config.yaml", &settings),
+            ("apisix.yaml", &resources),
+            ("apisix.json", &resources),
+        ] {
+            let Ok(text) = fs::read_to_string(example.join(name)) else {
+                continue;
+            };
             if text.contains("${{") {
                 continue;
             }
@@ -61,7 +72,11 @@ fn every_example_fits_the_published_schemas() {
                 .iter_errors(&value)
                 .map(|e| format!("{}: {e}", e.instance_path()))
                 .collect();
-            assert!(problems.is_empty(), "{}/{name}: {problems:#?}", example.display());
+            assert!(
+                problems.is_empty(),
+                "{}/{name}: {problems:#?}",
+                example.display()
+            );
         }
     }
 }
@@ -69,7 +84,9 @@ fn every_example_fits_the_published_schemas() {
 #[test]
 fn every_example_of_apisix_yaml_ends_with_the_end_mark() {
     for example in examples(&conf()) {
-        let Ok(text) = fs::read_to_string(example.join("apisix.yaml")) else { continue };
+        let Ok(text) = fs::read_to_string(example.join("apisix.yaml")) else {
+            continue;
+        };
         assert!(text.trim_end().ends_with("#END"), "{}", example.display());
     }
 }

@@ -31,7 +31,11 @@ fn flow(nodes: &[(&str, u32)]) -> String {
 
 /// Ids as devices have them, and the keys of the vectors.
 fn ids() -> Vec<String> {
-    let mut ids: Vec<String> = V1.orders.iter().map(|(key, ..)| (*key).to_owned()).collect();
+    let mut ids: Vec<String> = V1
+        .orders
+        .iter()
+        .map(|(key, ..)| (*key).to_owned())
+        .collect();
     ids.extend((0..40).map(|n| format!("sensor/hall-{}/{n:04}", n % 7)));
     ids.extend((0..40).map(|n| format!("00:1B:44:11:3A:{n:02X}")));
     ids.push("küche-温度-1".to_owned());
@@ -40,7 +44,14 @@ fn ids() -> Vec<String> {
 
 #[test]
 fn the_model_of_the_ring_reproduces_every_published_vector() {
-    for Set { name, nodes, points, lowest, orders } in [V1, V2, V3, V4, V5, V6] {
+    for Set {
+        name,
+        nodes,
+        points,
+        lowest,
+        orders,
+    } in [V1, V2, V3, V4, V5, V6]
+    {
         let ring = Ring::apisix(nodes);
         assert_eq!(ring.points().len(), points, "{name}: number of points");
         assert_eq!(ring.points()[..5], lowest, "{name}: the lowest points");
@@ -50,17 +61,32 @@ fn the_model_of_the_ring_reproduces_every_published_vector() {
         }
     }
     let doubled: Vec<(&str, u32)> = V2.nodes.iter().map(|(node, w)| (*node, w * 2)).collect();
-    assert_eq!(Ring::apisix(&doubled).points(), Ring::apisix(V2.nodes).points());
-    let own: Vec<u32> =
-        Ring::equal(&["127.0.0.1:1883"]).points().iter().map(|point| point.0).collect();
+    assert_eq!(
+        Ring::apisix(&doubled).points(),
+        Ring::apisix(V2.nodes).points()
+    );
+    let own: Vec<u32> = Ring::equal(&["127.0.0.1:1883"])
+        .points()
+        .iter()
+        .map(|point| point.0)
+        .collect();
     for first in [0x06ca_badb, 0xe720_6574, 0x0761_d7a2] {
-        assert!(own.contains(&first), "one of the first points of 127.0.0.1:1883");
+        assert!(
+            own.contains(&first),
+            "one of the first points of 127.0.0.1:1883"
+        );
     }
 }
 
 #[test]
 fn explain_gives_the_published_order_for_every_vector_of_ipv4_nodes() {
-    for Set { name, nodes, orders, .. } in IPV4 {
+    for Set {
+        name,
+        nodes,
+        orders,
+        ..
+    } in IPV4
+    {
         let files = Files::new(&config(&[9100]), &by_client_id(&flow(nodes)));
         for (key, _, order) in orders {
             let expected: Vec<&str> = order.iter().map(|index| nodes[*index].0).collect();
@@ -76,7 +102,11 @@ fn explain_sees_no_difference_between_weights_1_2_3_and_2_4_6() {
     let files = Files::new(&config(&[9100]), &by_client_id(&flow(&doubled)));
     for (key, _, order) in V2.orders {
         let expected: Vec<&str> = order.iter().map(|index| V2.nodes[*index].0).collect();
-        assert_eq!(explained_nodes(&files, "9100", &["--client-id", key]), expected, "{key}");
+        assert_eq!(
+            explained_nodes(&files, "9100", &["--client-id", key]),
+            expected,
+            "{key}"
+        );
     }
 }
 
@@ -86,7 +116,11 @@ fn the_order_in_which_nodes_are_written_does_not_matter() {
     let files = Files::new(&config(&[9100]), &by_client_id(&flow(&backwards)));
     for (key, _, order) in V2.orders {
         let expected: Vec<&str> = order.iter().map(|index| V2.nodes[*index].0).collect();
-        assert_eq!(explained_nodes(&files, "9100", &["--client-id", key]), expected, "{key}");
+        assert_eq!(
+            explained_nodes(&files, "9100", &["--client-id", key]),
+            expected,
+            "{key}"
+        );
     }
 }
 
@@ -168,7 +202,11 @@ fn when_nodes_die_the_others_are_tried_in_the_order_of_the_ring() {
             let order = ring.order(&id);
             let survivor = order.iter().find(|node| !dead.contains(node));
             let (broker, _client) = brokers.visit(port, &Connect::v311(&id));
-            assert_eq!(Some(&broker), survivor, "client {id} with {dead:?} dead, order {order:?}");
+            assert_eq!(
+                Some(&broker),
+                survivor,
+                "client {id} with {dead:?} dead, order {order:?}"
+            );
         }
         for index in dead {
             brokers.0[*index].listen();
@@ -176,7 +214,11 @@ fn when_nodes_die_the_others_are_tried_in_the_order_of_the_ring() {
     }
     for id in ids() {
         let (broker, _client) = brokers.visit(port, &Connect::v311(&id));
-        assert_eq!(broker, ring.pick(&id), "client {id} returns once every node lives again");
+        assert_eq!(
+            broker,
+            ring.pick(&id),
+            "client {id} returns once every node lives again"
+        );
     }
 }
 
@@ -185,7 +227,10 @@ fn an_empty_client_id_hashes_the_client_address_and_is_counted() {
     let brokers = Brokers::mqtt(3);
     let [port, scrape] = free_ports();
     let more = format!("mqtt_proxy:\n  metrics:\n    addr: \"127.0.0.1:{scrape}\"\n");
-    let files = Files::new(&config_with(&[port], &more), &by_client_id(&brokers.equal()));
+    let files = Files::new(
+        &config_with(&[port], &more),
+        &by_client_id(&brokers.equal()),
+    );
     let _proxy = Proxy::start(&files, &[port]);
     let ring = Ring::equal(&brokers.nodes());
     let missing = || {
@@ -202,13 +247,21 @@ fn an_empty_client_id_hashes_the_client_address_and_is_counted() {
             client.expect(ACCEPTED);
             client
         });
-        assert_eq!(broker, ring.pick(&source), "a client without id from {source}");
+        assert_eq!(
+            broker,
+            ring.pick(&source),
+            "a client without id from {source}"
+        );
     }
     assert_eq!(missing(), 30.0, "every one of them is counted");
     let _client = Client::mqtt(port, &Connect::v311("with-id"));
     assert_eq!(missing(), 30.0, "a client with an id is not");
 
-    let told = explain(&files, &port.to_string(), &["--client-id", "", "--from", "127.0.0.9"]);
+    let told = explain(
+        &files,
+        &port.to_string(),
+        &["--client-id", "", "--from", "127.0.0.9"],
+    );
     assert_eq!(told["hash_key"], "127.0.0.9");
 }
 
@@ -238,14 +291,25 @@ fn a_key_may_combine_variables() {
     let ring = Ring::equal(&brokers.nodes());
 
     for (port, (template, key)) in ports.iter().zip(&templates) {
-        let key = key.replace("PORT", &port.to_string()).replace("ROUTE", &format!("r{port}"));
+        let key = key
+            .replace("PORT", &port.to_string())
+            .replace("ROUTE", &format!("r{port}"));
         let connect = Connect::v311("pump-7").username("alice");
         let (broker, _client) = brokers.visit(*port, &connect);
         assert_eq!(broker, ring.pick(&key), "{template} is {key}");
         let told = explain(
             &files,
             &port.to_string(),
-            &["--client-id", "pump-7", "--username", "alice", "--from", "127.0.0.1", "--level", "4"],
+            &[
+                "--client-id",
+                "pump-7",
+                "--username",
+                "alice",
+                "--from",
+                "127.0.0.1",
+                "--level",
+                "4",
+            ],
         );
         assert_eq!(told["hash_key"], key, "{template}");
     }
@@ -274,7 +338,11 @@ fn a_combination_of_which_nothing_is_known_hashes_the_client_address() {
             client.expect(ACCEPTED);
             client
         });
-        assert_eq!(broker, ring.pick(&source), "a client without user name from {source}");
+        assert_eq!(
+            broker,
+            ring.pick(&source),
+            "a client without user name from {source}"
+        );
     }
 }
 

@@ -39,7 +39,11 @@ fn sigterm_with_no_connection_ends_at_once_with_0() {
     let start = Instant::now();
     proxy.signal(Signal::TERM);
     assert_eq!(proxy.wait_for_exit(SOON).code(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "took {:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -48,7 +52,9 @@ fn sigterm_closes_the_listener_waits_for_live_connections_and_ends_with_the_last
     let mut first = Client::mqtt(port, &Connect::v311("first"));
     let mut last = Client::mqtt(port, &Connect::v5("last"));
     proxy.signal(Signal::TERM);
-    wait_until("the listener to close", SOON, || refused(port).then_some(()));
+    wait_until("the listener to close", SOON, || {
+        refused(port).then_some(())
+    });
     first.expect_alive();
     last.expect_alive();
     drop(first);
@@ -58,7 +64,11 @@ fn sigterm_closes_the_listener_waits_for_live_connections_and_ends_with_the_last
     let start = Instant::now();
     drop(last);
     assert_eq!(proxy.wait_for_exit(SOON).code(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "took {:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -70,7 +80,10 @@ fn sigterm_waits_no_longer_than_the_shutdown_timeout() {
     client.expect_closed();
     assert_eq!(proxy.wait_for_exit(SOON).code(), Some(0));
     let waited = start.elapsed();
-    assert!(waited >= Duration::from_millis(900), "not before the timeout: {waited:?}");
+    assert!(
+        waited >= Duration::from_millis(900),
+        "not before the timeout: {waited:?}"
+    );
     assert!(waited < Duration::from_secs(5), "soon after it: {waited:?}");
 }
 
@@ -82,7 +95,9 @@ fn a_connect_that_is_being_read_at_sigterm_is_still_served() {
     client.send(&connect[..9]);
     client.expect_silence(Duration::from_millis(50));
     proxy.signal(Signal::TERM);
-    wait_until("the listener to close", SOON, || refused(port).then_some(()));
+    wait_until("the listener to close", SOON, || {
+        refused(port).then_some(())
+    });
     client.send(&connect[9..]);
     client.expect(support::mqtt::ACCEPTED);
     client.expect_alive();
@@ -97,7 +112,11 @@ fn sigint_ends_now_whatever_is_connected() {
     let start = Instant::now();
     proxy.signal(Signal::INT);
     proxy.wait_for_exit(SOON);
-    assert!(start.elapsed() < Duration::from_secs(2), "took {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "took {:?}",
+        start.elapsed()
+    );
     client.expect_closed();
 }
 
@@ -106,21 +125,29 @@ fn sigint_during_the_wait_of_sigterm_ends_now() {
     let (_broker, port, mut proxy) = start("");
     let mut client = Client::mqtt(port, &Connect::v311("cut"));
     proxy.signal(Signal::TERM);
-    wait_until("the listener to close", SOON, || refused(port).then_some(()));
+    wait_until("the listener to close", SOON, || {
+        refused(port).then_some(())
+    });
     client.expect_alive();
     proxy.signal(Signal::INT);
     let start = Instant::now();
     proxy.wait_for_exit(SOON);
-    assert!(start.elapsed() < Duration::from_secs(2), "took {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "took {:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
 fn other_signals_are_logged_and_kill_nobody() {
     let (_broker, port, mut proxy) = start("");
     let mut client = Client::mqtt(port, &Connect::v311("a"));
-    for (signal, name) in
-        [(Signal::USR1, "SIGUSR1"), (Signal::USR2, "SIGUSR2"), (Signal::QUIT, "SIGQUIT")]
-    {
+    for (signal, name) in [
+        (Signal::USR1, "SIGUSR1"),
+        (Signal::USR2, "SIGUSR2"),
+        (Signal::QUIT, "SIGQUIT"),
+    ] {
         let mark = proxy.mark();
         proxy.signal(signal);
         proxy.wait_for_log_after(mark, name);
@@ -147,7 +174,11 @@ fn a_signal_right_after_the_start_is_not_lost() {
             proxy.wait_for_log_after(mark, "reloaded");
         }
         proxy.signal(Signal::TERM);
-        assert_eq!(proxy.wait_for_exit(Duration::from_secs(5)).code(), Some(0), "round {round}");
+        assert_eq!(
+            proxy.wait_for_exit(Duration::from_secs(5)).code(),
+            Some(0),
+            "round {round}"
+        );
     }
 }
 
@@ -161,7 +192,11 @@ fn a_port_in_use_stops_the_start_at_once_with_a_clear_message() {
     let mut proxy = Proxy::spawn(&files, |_| {});
     let code = proxy.wait_for_exit(SOON).code();
     assert!(matches!(code, Some(1 | 78)), "exit code {code:?}");
-    assert!(start.elapsed() < Duration::from_secs(5), "at once: {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "at once: {:?}",
+        start.elapsed()
+    );
     let line = proxy.wait_for_log(&format!("127.0.0.1:{taken}"));
     assert!(line.contains("in use"), "{line}");
     assert!(refused(free), "no half-started process is left");
@@ -190,7 +225,11 @@ fn a_tls_listener_says_clearly_that_tls_is_not_served_yet() {
         &format!("- {{addr: \"127.0.0.1:{port}\", tls: true}}"),
     );
     let files = Files::new(&text, &routes(&broker));
-    let ran = cli(&["check".as_ref(), "-c".as_ref(), files.config_path().as_os_str()]);
+    let ran = cli(&[
+        "check".as_ref(),
+        "-c".as_ref(),
+        files.config_path().as_os_str(),
+    ]);
     assert_eq!(ran.code, 78, "{}", ran.all());
     assert!(ran.stdout.contains("config.yaml:5:"), "{}", ran.all());
     assert!(ran.stdout.to_lowercase().contains("tls"), "{}", ran.all());
@@ -203,13 +242,32 @@ fn a_tls_listener_says_clearly_that_tls_is_not_served_yet() {
 
 #[test]
 fn nothing_to_serve_is_an_error() {
-    for text in ["apisix:\n  proxy_mode: http\n", "apisix:\n  proxy_mode: stream\n", "{}\n"] {
+    for text in [
+        "apisix:\n  proxy_mode: http\n",
+        "apisix:\n  proxy_mode: stream\n",
+        "{}\n",
+    ] {
         let files = Files::new(text, "stream_routes: []\n#END\n");
-        let ran = cli(&["check".as_ref(), "-c".as_ref(), files.config_path().as_os_str()]);
+        let ran = cli(&[
+            "check".as_ref(),
+            "-c".as_ref(),
+            files.config_path().as_os_str(),
+        ]);
         assert_eq!(ran.code, 78, "{text}{}", ran.all());
         let mut proxy = Proxy::spawn(&files, |_| {});
         assert_eq!(proxy.wait_for_exit(SOON).code(), Some(78), "{text}");
     }
+}
+
+#[test]
+fn connections_that_go_well_leave_no_line_in_the_log() {
+    let (_broker, port, proxy) = start("");
+    let before = proxy.lines();
+    for n in 0..20 {
+        Client::mqtt(port, &Connect::v311(&format!("secret-id-{n}"))).expect_alive();
+    }
+    proxy.wait_until_idle(port);
+    assert_eq!(proxy.lines(), before);
 }
 
 #[test]
@@ -241,23 +299,40 @@ fn metrics_count_connections_and_how_they_end() {
     let total = || metrics::value(at, "apisix_stream_connection_total", &["route=\"fleet\""]);
     let ended = || metrics::value(at, "mqtt_proxy_connections_ended_total", &[]);
 
-    let mut clients: Vec<Client> =
-        (0..5).map(|n| Client::mqtt(port, &Connect::v311(&format!("c{n}")))).collect();
-    wait_until("five live connections", SOON, || (active() == 5.0).then_some(()));
+    let mut clients: Vec<Client> = (0..5)
+        .map(|n| Client::mqtt(port, &Connect::v311(&format!("c{n}"))))
+        .collect();
+    wait_until("five live connections", SOON, || {
+        (active() == 5.0).then_some(())
+    });
     assert_eq!(total(), 5.0);
     clients.truncate(2);
     wait_until("two of them", SOON, || (active() == 2.0).then_some(()));
     assert_eq!((total(), ended()), (5.0, 3.0));
     Client::to(port).send(b"GET / HTTP/1.1\r\n\r\n");
-    wait_until("the refused one to be counted", SOON, || (ended() == 4.0).then_some(()));
-    assert_eq!(total(), 6.0, "a refused connection on a matched route counts, as in APISIX");
+    wait_until("the refused one to be counted", SOON, || {
+        (ended() == 4.0).then_some(())
+    });
+    assert_eq!(
+        total(),
+        6.0,
+        "a refused connection on a matched route counts, as in APISIX"
+    );
 
     let (code, head, body) = metrics::get(at, metrics::PATH);
     assert_eq!(code, 200);
-    assert!(head.to_lowercase().contains("content-type: text/plain")
-        || head.to_lowercase().contains("content-type: application/openmetrics-text"), "{head}");
-    assert!(body.contains("# TYPE apisix_stream_connection_total counter")
-        || body.contains("# TYPE apisix_stream_connection counter"), "{body}");
+    assert!(
+        head.to_lowercase().contains("content-type: text/plain")
+            || head
+                .to_lowercase()
+                .contains("content-type: application/openmetrics-text"),
+        "{head}"
+    );
+    assert!(
+        body.contains("# TYPE apisix_stream_connection_total counter")
+            || body.contains("# TYPE apisix_stream_connection counter"),
+        "{body}"
+    );
     assert!(!body.contains("c0"), "never a client id in a label");
     assert_eq!(metrics::get(at, "/elsewhere").0, 404);
 }
@@ -277,7 +352,10 @@ fn connect_failures_are_counted_by_upstream() {
         let (code, _, body) = metrics::get(local(scrape), "/m");
         assert_eq!(code, 200);
         let name = "mqtt_proxy_upstream_connect_failures_total";
-        assert_eq!(metrics::sum(&body, name, &["upstream=\"lost\""]), f64::from(n));
+        assert_eq!(
+            metrics::sum(&body, name, &["upstream=\"lost\""]),
+            f64::from(n)
+        );
     }
 }
 
@@ -292,8 +370,11 @@ fn the_prometheus_plugin_turns_the_endpoint_on_where_apisix_would_have_it() {
     let files = Files::new(&config_with(&[port], &more), &routes(&broker));
     let _proxy = Proxy::start(&files, &[port]);
     Client::mqtt(port, &Connect::v311("a"));
-    let total =
-        metrics::value(local(scrape), "apisix_stream_connection_total", &["route=\"1\""]);
+    let total = metrics::value(
+        local(scrape),
+        "apisix_stream_connection_total",
+        &["route=\"1\""],
+    );
     assert_eq!(total, 1.0);
 }
 
@@ -305,7 +386,12 @@ fn the_metrics_endpoint_survives_odd_requests() {
     let files = Files::new(&config_with(&[port], &more), &routes(&broker));
     let mut proxy = Proxy::start(&files, &[port]);
     let _silent = Client::to(scrape);
-    for bytes in [&b"\r\n\r\n"[..], b"POST / HTTP/1.1\r\n\r\n", b"\xff\x00\xff\r\n\r\n", b"GET"] {
+    for bytes in [
+        &b"\r\n\r\n"[..],
+        b"POST / HTTP/1.1\r\n\r\n",
+        b"\xff\x00\xff\r\n\r\n",
+        b"GET",
+    ] {
         let mut client = Client::to(scrape);
         client.try_send(bytes);
     }

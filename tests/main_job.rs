@@ -11,8 +11,8 @@ use support::dns::Dns;
 use support::mosquitto::{self, Mosquitto};
 use support::mqtt::{self, ACCEPTED, ACCEPTED_5, hex};
 use support::{
-    Broker, Brokers, Client, Connect, Files, Proxy, Ring, SOON, cli, config, explain, explained_nodes,
-    free_port, free_ports, local, on, wait_until,
+    Broker, Brokers, Client, Connect, Files, Proxy, Ring, SOON, cli, config, explain,
+    explained_nodes, free_port, free_ports, local, on, wait_until,
 };
 
 /// The blog's `config.yaml`, word for word.
@@ -102,7 +102,9 @@ const APISIX_2_ROUTES: &str = r#"stream_routes:
 "#;
 
 fn ids() -> Vec<String> {
-    (0..24).map(|n| format!("warehouse-{}-meter-{n}", n % 3)).collect()
+    (0..24)
+        .map(|n| format!("warehouse-{}-meter-{n}", n % 3))
+        .collect()
 }
 
 /// Connects every id once and says which of the two brokers has seen it.
@@ -135,10 +137,13 @@ fn landed(port: u16, level: u8, brokers: &[Mosquitto], ids: &[String]) -> BTreeM
 fn blog(port: u16, brokers: [u16; 2], dns: &Dns) -> (String, String) {
     let config = BLOG_CONFIG
         .replace("- addr: 9000", &format!("- addr: 127.0.0.1:{port}"))
-        .replace("  enable_admin: false\n", &format!(
-            "  enable_admin: false\n  dns_resolver: [\"{}\"]\n",
-            dns.addr()
-        ));
+        .replace(
+            "  enable_admin: false\n",
+            &format!(
+                "  enable_admin: false\n  dns_resolver: [\"{}\"]\n",
+                dns.addr()
+            ),
+        );
     let routes = BLOG_ROUTES
         .replace(":1883", &format!(":{}", brokers[0]))
         .replace(":1884", &format!(":{}", brokers[1]));
@@ -154,7 +159,11 @@ fn the_published_files_pass_the_check_word_for_word() {
         (self::config(&[9100]), APISIX_2_ROUTES),
     ] {
         let files = Files::new(&config, routes);
-        let ran = cli(&["check".as_ref(), "-c".as_ref(), files.config_path().as_os_str()]);
+        let ran = cli(&[
+            "check".as_ref(),
+            "-c".as_ref(),
+            files.config_path().as_os_str(),
+        ]);
         assert_eq!(ran.code, 0, "{routes}\n{}", ran.all());
     }
     let files = Files::new(BLOG_CONFIG, BLOG_ROUTES);
@@ -190,10 +199,18 @@ fn the_blogs_files_balance_mqtt_5_clients_over_two_brokers_and_a_restart_changes
         assert_eq!(told[0], names[*broker], "client {id}");
     }
 
-    assert_eq!(landed(port, 5, &brokers, &ids()), first, "the same on a second visit");
+    assert_eq!(
+        landed(port, 5, &brokers, &ids()),
+        first,
+        "the same on a second visit"
+    );
     assert!(proxy.stop().success(), "the proxy ends cleanly");
     let _proxy = Proxy::start(&files, &[port]);
-    assert_eq!(landed(port, 5, &brokers, &ids()), first, "the same after a restart");
+    assert_eq!(
+        landed(port, 5, &brokers, &ids()),
+        first,
+        "the same after a restart"
+    );
 }
 
 #[test]
@@ -226,15 +243,21 @@ fn the_plugin_pages_files_send_every_client_where_apisix_sends_it() {
     let files = Files::new(&config(&[port]), &routes);
     let proxy = Proxy::start(&files, &[port]);
 
-    let ring =
-        Ring::equal(&[format!("127.0.0.1:{broker_port}"), format!("127.0.0.2:{broker_port}")]);
+    let ring = Ring::equal(&[
+        format!("127.0.0.1:{broker_port}"),
+        format!("127.0.0.2:{broker_port}"),
+    ]);
     let first = landed(port, 4, &brokers, &ids());
     for (id, broker) in &first {
         assert_eq!(*broker, ring.pick(id), "client {id}");
     }
     assert!(proxy.stop().success());
     let _proxy = Proxy::start(&files, &[port]);
-    assert_eq!(landed(port, 4, &brokers, &ids()), first, "the same after a restart");
+    assert_eq!(
+        landed(port, 4, &brokers, &ids()),
+        first,
+        "the same after a restart"
+    );
 }
 
 #[test]
@@ -278,7 +301,11 @@ fn the_one_broker_example_of_the_plugin_page_works() {
 
 #[test]
 fn the_apisix_2_form_with_the_broker_inside_the_plugin_works_and_is_called_deprecated() {
-    for form in ["ip: \"127.0.0.1\"", "host: \"127.0.0.1\"", "host: \"localhost\""] {
+    for form in [
+        "ip: \"127.0.0.1\"",
+        "host: \"127.0.0.1\"",
+        "host: \"localhost\"",
+    ] {
         let port = free_port();
         let broker = Broker::mqtt();
         let routes = APISIX_2_ROUTES
@@ -287,11 +314,18 @@ fn the_apisix_2_form_with_the_broker_inside_the_plugin_works_and_is_called_depre
         let files = Files::new(&config(&[port]), &routes);
         let mut proxy = Proxy::start(&files, &[port]);
         let warning = proxy.wait_for_log("deprecated");
-        assert!(warning.contains("mqtt-proxy"), "it names the plugin: {warning}");
+        assert!(
+            warning.contains("mqtt-proxy"),
+            "it names the plugin: {warning}"
+        );
         let mut client = Client::mqtt(port, &Connect::v311("foo"));
         client.expect_alive();
 
-        let ran = cli(&["check".as_ref(), "-c".as_ref(), files.config_path().as_os_str()]);
+        let ran = cli(&[
+            "check".as_ref(),
+            "-c".as_ref(),
+            files.config_path().as_os_str(),
+        ]);
         assert_eq!(ran.code, 0, "{}", ran.all());
         assert!(ran.stdout.contains("warning") && ran.stdout.contains("deprecated"));
     }
@@ -303,7 +337,13 @@ fn an_upstream_of_the_route_wins_over_the_apisix_2_form() {
     let [inside, outside] = [Broker::mqtt(), Broker::mqtt()];
     let routes = APISIX_2_ROUTES
         .replace("1980", &inside.port().to_string())
-        .replace("#END\n", &format!("    upstream: {{nodes: {{\"{}\": 1}}}}\n#END\n", outside.addr()));
+        .replace(
+            "#END\n",
+            &format!(
+                "    upstream: {{nodes: {{\"{}\": 1}}}}\n#END\n",
+                outside.addr()
+            ),
+        );
     let _proxy = Proxy::start(&Files::new(&config(&[port]), &routes), &[port]);
     let _client = Client::mqtt(port, &Connect::v311("foo"));
     assert_eq!((inside.accepted(), outside.accepted()), (0, 1));
@@ -322,15 +362,27 @@ fn the_packets_of_apisix_own_tests_pass() {
     let files = Files::new(&config(&[port4, port5]), &routes);
     let _proxy = Proxy::start(&files, &[port4, port5]);
     let packets = [
-        (port4, "10 0f 00 04 4d 51 54 54 04 02 00 3c 00 03 66 6f 6f", ACCEPTED),
+        (
+            port4,
+            "10 0f 00 04 4d 51 54 54 04 02 00 3c 00 03 66 6f 6f",
+            ACCEPTED,
+        ),
         (port4, "10 0c 00 04 4d 51 54 54 04 02 00 3c 00 00", ACCEPTED),
-        (port5, "10 0d 00 04 4d 51 54 54 05 02 00 3c 00 00 00", ACCEPTED_5),
+        (
+            port5,
+            "10 0d 00 04 4d 51 54 54 05 02 00 3c 00 00 00",
+            ACCEPTED_5,
+        ),
         (
             port5,
             "10 1b 00 04 4d 51 54 54 05 02 00 3c 05 11 00 00 0e 10 00 09 63 6c 69 6e 74 2d 31 31 31",
             ACCEPTED_5,
         ),
-        (port5, "10 0e 00 04 4d 51 54 54 05 02 00 3c 00 00 01 66", ACCEPTED_5),
+        (
+            port5,
+            "10 0e 00 04 4d 51 54 54 05 02 00 3c 00 00 01 66",
+            ACCEPTED_5,
+        ),
     ];
     for (number, (port, packet, answer)) in packets.into_iter().enumerate() {
         let mut client = Client::to_addr(local(port));

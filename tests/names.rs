@@ -36,7 +36,15 @@ fn proxy(dns: &Dns, upstream: &str) -> (Proxy, u16) {
 /// Brokers on one port of several loopback addresses.
 fn brokers_on(hosts: &[&str]) -> (Brokers, u16) {
     let port = free_port();
-    (Brokers(hosts.iter().map(|host| Broker::mqtt_at(on(host, port))).collect()), port)
+    (
+        Brokers(
+            hosts
+                .iter()
+                .map(|host| Broker::mqtt_at(on(host, port)))
+                .collect(),
+        ),
+        port,
+    )
 }
 
 fn ids(count: usize) -> Vec<String> {
@@ -48,11 +56,19 @@ fn a_name_is_resolved_and_all_its_addresses_are_used() {
     let dns = Dns::start();
     dns.set("broker.test", &["127.0.0.1", "127.0.0.2", "127.0.0.3"], 60);
     let (brokers, node) = brokers_on(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
-    let (_proxy, port) = proxy(&dns, &format!("type: roundrobin, nodes: {{\"broker.test:{node}\": 1}}"));
-    let clients: Vec<Client> =
-        ids(60).iter().map(|id| Client::mqtt(port, &Connect::v311(id))).collect();
+    let (_proxy, port) = proxy(
+        &dns,
+        &format!("type: roundrobin, nodes: {{\"broker.test:{node}\": 1}}"),
+    );
+    let clients: Vec<Client> = ids(60)
+        .iter()
+        .map(|id| Client::mqtt(port, &Connect::v311(id)))
+        .collect();
     let got = brokers.accepted();
-    assert!(got.iter().all(|count| *count > 0), "every address gets clients: {got:?}");
+    assert!(
+        got.iter().all(|count| *count > 0),
+        "every address gets clients: {got:?}"
+    );
     assert_eq!(got.iter().sum::<usize>(), clients.len());
 }
 
@@ -61,14 +77,23 @@ fn under_chash_an_id_keeps_its_address_of_the_name() {
     let dns = Dns::start();
     dns.set("broker.test", &["127.0.0.1", "127.0.0.2", "127.0.0.3"], 60);
     let (brokers, node) = brokers_on(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
-    let (_proxy, port) =
-        proxy(&dns, &format!("type: chash, key: mqtt_client_id, nodes: {{\"broker.test:{node}\": 1}}"));
+    let (_proxy, port) = proxy(
+        &dns,
+        &format!("type: chash, key: mqtt_client_id, nodes: {{\"broker.test:{node}\": 1}}"),
+    );
     let first = brokers.map(port, &ids(40));
     for broker in 0..3 {
-        assert!(first.values().any(|b| *b == broker), "every address gets clients: {first:?}");
+        assert!(
+            first.values().any(|b| *b == broker),
+            "every address gets clients: {first:?}"
+        );
     }
     // The server may give the addresses in another order each time.
-    assert_eq!(brokers.map(port, &ids(40)), first, "the same id, the same address");
+    assert_eq!(
+        brokers.map(port, &ids(40)),
+        first,
+        "the same id, the same address"
+    );
 }
 
 #[test]
@@ -78,7 +103,10 @@ fn when_one_address_of_a_name_is_dead_the_others_serve() {
     let (mut brokers, node) = brokers_on(&["127.0.0.1", "127.0.0.2"]);
     brokers.0[0].stop_listening();
     for kind in ["type: roundrobin", "type: chash, key: mqtt_client_id"] {
-        let (_proxy, port) = proxy(&dns, &format!("{kind}, nodes: {{\"broker.test:{node}\": 1}}"));
+        let (_proxy, port) = proxy(
+            &dns,
+            &format!("{kind}, nodes: {{\"broker.test:{node}\": 1}}"),
+        );
         for id in ids(12) {
             Client::mqtt(port, &Connect::v311(&id));
         }
@@ -100,12 +128,22 @@ fn a_name_is_resolved_again_when_its_ttl_ends_and_not_much_before() {
 
     dns.set("broker.test", &["127.0.0.2"], 1);
     let changed = Instant::now();
-    wait_until("new connections to follow the changed address", SOON, || {
-        (brokers.visit(port, &Connect::v311("a")).0 == 1).then_some(())
-    });
-    assert!(changed.elapsed() < Duration::from_secs(5), "took {:?}", changed.elapsed());
+    wait_until(
+        "new connections to follow the changed address",
+        SOON,
+        || (brokers.visit(port, &Connect::v311("a")).0 == 1).then_some(()),
+    );
+    assert!(
+        changed.elapsed() < Duration::from_secs(5),
+        "took {:?}",
+        changed.elapsed()
+    );
     for id in ids(10) {
-        assert_eq!(brokers.visit(port, &Connect::v311(&id)).0, 1, "and stay there");
+        assert_eq!(
+            brokers.visit(port, &Connect::v311(&id)).0,
+            1,
+            "and stay there"
+        );
     }
     assert!(dns.queries("steady.test") <= 4, "a long TTL is respected");
 }
@@ -159,17 +197,27 @@ fn a_node_keeps_its_clients_when_its_address_changes() {
     );
     let before = brokers.map(port, &ids(60));
     for broker in 0..3 {
-        assert!(before.values().any(|b| *b == broker), "every name gets clients: {before:?}");
+        assert!(
+            before.values().any(|b| *b == broker),
+            "every name gets clients: {before:?}"
+        );
     }
 
     dns.set("b.test", &["127.0.0.4"], 1);
-    let of_b = before.iter().find(|(_, broker)| **broker == 1).expect("b has clients").0.clone();
+    let of_b = before
+        .iter()
+        .find(|(_, broker)| **broker == 1)
+        .expect("b has clients")
+        .0
+        .clone();
     wait_until("the new address of b to be used", SOON, || {
         (brokers.visit(port, &Connect::v311(&of_b)).0 == 3).then_some(())
     });
     let after = brokers.map(port, &ids(60));
-    let expected: BTreeMap<String, usize> =
-        before.into_iter().map(|(id, broker)| (id, if broker == 1 { 3 } else { broker })).collect();
+    let expected: BTreeMap<String, usize> = before
+        .into_iter()
+        .map(|(id, broker)| (id, if broker == 1 { 3 } else { broker }))
+        .collect();
     assert_eq!(after, expected, "b's clients follow it, nobody else moves");
 }
 
@@ -217,7 +265,11 @@ fn a_name_that_does_not_resolve_leaves_the_other_nodes_in_service_and_is_named_i
         for id in ids(10) {
             assert_eq!(brokers.visit(port, &Connect::v311(&id)).0, 0);
         }
-        assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "took {:?}",
+            start.elapsed()
+        );
         proxy.wait_for_log("nowhere.test");
     }
 }
@@ -254,7 +306,11 @@ fn a_silent_dns_server_does_not_hold_up_nodes_that_need_none() {
     for id in ids(6) {
         assert_eq!(brokers.visit(port, &Connect::v311(&id)).0, 0);
     }
-    assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "took {:?}",
+        start.elapsed()
+    );
 }
 
 #[test]

@@ -56,7 +56,11 @@ fn a_level_takes_exactly_its_own_version_and_a_list_takes_several() {
                 let mut client = Client::to(port);
                 client.send(&connect.build());
                 // MQIsdp on a port for MQTT only is a known protocol at an unwanted level.
-                client.expect_last(if level == 5 { UNSUPPORTED_5 } else { UNACCEPTABLE });
+                client.expect_last(if level == 5 {
+                    UNSUPPORTED_5
+                } else {
+                    UNACCEPTABLE
+                });
                 assert_eq!(told, 1, "explain: {plugin} refuses level {level}");
             }
         }
@@ -65,8 +69,12 @@ fn a_level_takes_exactly_its_own_version_and_a_list_takes_several() {
 
 fn explain_code(files: &Files, port: u16, level: u8) -> i32 {
     let level = level.to_string();
-    support::explain::run(files, &port.to_string(), &["--client-id", "dev-1", "--level", &level])
-        .code
+    support::explain::run(
+        files,
+        &port.to_string(),
+        &["--client-id", "dev-1", "--level", &level],
+    )
+    .code
 }
 
 #[test]
@@ -105,7 +113,13 @@ impl House {
         );
         let files = Files::new(&config(&[port]), &text);
         let proxy = Some(Proxy::start(&files, &[port]));
-        Self { port, brokers, ring: Ring::equal(&nodes), files, proxy }
+        Self {
+            port,
+            brokers,
+            ring: Ring::equal(&nodes),
+            files,
+            proxy,
+        }
     }
 }
 
@@ -121,20 +135,30 @@ fn mosquitto_clients_of_all_versions_publish_and_subscribe_through_one_port() {
         let topic = format!("hall/{version}");
         let mut subscriber = mosquitto::subscriber(
             house.port,
-            &["-V", version, "-i", &receiver, "-t", &topic, "-q", "2", "-F", "%q %p"],
+            &[
+                "-V", version, "-i", &receiver, "-t", &topic, "-q", "2", "-F", "%q %p",
+            ],
         );
         house.brokers[node].wait_for_subscriber(&receiver);
         for qos in ["0", "1", "2"] {
             let message = format!("message of qos {qos}");
             let sent = mosquitto::publish(
                 house.port,
-                &["-V", version, "-i", &sender, "-t", &topic, "-q", qos, "-m", &message],
+                &[
+                    "-V", version, "-i", &sender, "-t", &topic, "-q", qos, "-m", &message,
+                ],
             );
             assert_eq!(sent.code, 0, "{version} qos {qos}: {}", sent.all());
             subscriber.wait_for_line_after(0, &format!("{qos} {message}"), SOON);
         }
-        assert!(house.brokers[node].has_seen(&receiver), "{receiver} is on its broker");
-        assert!(!house.brokers[1 - node].has_seen(&receiver), "and on no other");
+        assert!(
+            house.brokers[node].has_seen(&receiver),
+            "{receiver} is on its broker"
+        );
+        assert!(
+            !house.brokers[1 - node].has_seen(&receiver),
+            "and on no other"
+        );
     }
 }
 
@@ -148,14 +172,23 @@ fn retained_messages_reach_later_subscribers_of_the_same_broker() {
         let reader = house.ring.id_for(node, &format!("{version}-late"));
         let sent = mosquitto::publish(
             house.port,
-            &["-V", version, "-i", &sender, "-t", &topic, "-q", "1", "-r", "-m", "42"],
+            &[
+                "-V", version, "-i", &sender, "-t", &topic, "-q", "1", "-r", "-m", "42",
+            ],
         );
         assert_eq!(sent.code, 0, "{}", sent.all());
         let got = mosquitto::receive(
             house.port,
-            &["-V", version, "-i", &reader, "-t", &topic, "-C", "1", "-W", "10", "-F", "%r %p"],
+            &[
+                "-V", version, "-i", &reader, "-t", &topic, "-C", "1", "-W", "10", "-F", "%r %p",
+            ],
         );
-        assert_eq!((got.code, got.stdout.trim()), (0, "1 42"), "{version}: {}", got.all());
+        assert_eq!(
+            (got.code, got.stdout.trim()),
+            (0, "1 42"),
+            "{version}: {}",
+            got.all()
+        );
     }
 }
 
@@ -180,7 +213,9 @@ fn a_persistent_session_is_found_again_after_a_reconnect_a_proxy_restart_and_a_b
         for round in ["reconnect", "proxy restart", "broker restart"] {
             let sent = mosquitto::publish(
                 house.port,
-                &["-V", version, "-i", &sender, "-t", &topic, "-q", "1", "-m", round],
+                &[
+                    "-V", version, "-i", &sender, "-t", &topic, "-q", "1", "-m", round,
+                ],
             );
             assert_eq!(sent.code, 0, "{}", sent.all());
             match round {
@@ -209,7 +244,11 @@ fn the_paho_client_lives_its_whole_story_in_all_three_versions() {
         let ids = ["sub", "pub", "read"]
             .map(|role| house.ring.id_for(n % 2, &format!("paho{level}-{role}-")));
         let mut command = Command::new("/usr/bin/python3");
-        command.arg(&script).arg(house.port.to_string()).arg(level).args(&ids);
+        command
+            .arg(&script)
+            .arg(house.port.to_string())
+            .arg(level)
+            .args(&ids);
         stories.push(Process::spawn(
             "paho",
             &mut command,

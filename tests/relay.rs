@@ -23,7 +23,10 @@ fn plain(broker: &Broker) -> (Proxy, u16) {
         "stream_routes:\n  - {{id: 1, upstream: {{nodes: {{\"{}\": 1}}}}}}\n#END\n",
         broker.addr()
     );
-    (Proxy::start(&Files::new(&config(&[port]), &routes), &[port]), port)
+    (
+        Proxy::start(&Files::new(&config(&[port]), &routes), &[port]),
+        port,
+    )
 }
 
 /// An MQTT route; `more` goes into config.yaml, `upstream` into the upstream.
@@ -34,7 +37,10 @@ fn mqtt_route(broker: &Broker, more: &str, upstream: &str) -> (Proxy, u16) {
          upstream: {{nodes: {{\"{}\": 1}}{upstream}}}\n#END\n",
         broker.addr()
     );
-    (Proxy::start(&Files::new(&config_with(&[port], more), &routes), &[port]), port)
+    (
+        Proxy::start(&Files::new(&config_with(&[port], more), &routes), &[port]),
+        port,
+    )
 }
 
 #[test]
@@ -208,7 +214,10 @@ fn take(mut read: impl FnMut(&mut [u8]) -> usize) -> usize {
                 n => filled += n,
             }
         }
-        assert!(buffer == expected, "other bytes than sent, in the MiB behind {total}");
+        assert!(
+            buffer == expected,
+            "other bytes than sent, in the MiB behind {total}"
+        );
         total += filled;
     }
     total + read(&mut buffer)
@@ -235,14 +244,20 @@ fn a_broker_that_stops_reading_blocks_its_client_and_not_the_memory_of_the_proxy
     let stuck = blocked(&sent);
     assert!(stuck < FLOOD, "the sender must block before all is sent");
     let grown = proxy.resident_kib().saturating_sub(before);
-    assert!(grown < 8 << 10, "the proxy holds {grown} KiB for one blocked connection");
+    assert!(
+        grown < 8 << 10,
+        "the proxy holds {grown} KiB for one blocked connection"
+    );
 
     open.send(()).expect("the broker waits");
     let got = taken.recv_timeout(SOON * 3).expect("the broker reads all");
     writer.join().expect("the writer");
     assert_eq!(got, FLOOD, "every byte arrives");
     let grown = proxy.resident_kib().saturating_sub(before);
-    assert!(grown < 8 << 10, "the proxy still holds {grown} KiB after the flood");
+    assert!(
+        grown < 8 << 10,
+        "the proxy still holds {grown} KiB after the flood"
+    );
 }
 
 #[test]
@@ -250,7 +265,10 @@ fn a_client_that_stops_reading_blocks_its_broker_and_not_the_memory_of_the_proxy
     let sent = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&sent);
     let broker = Broker::scripted(move |mut conn| {
-        pour(conn.stream.try_clone().expect("clone"), Arc::clone(&counter));
+        pour(
+            conn.stream.try_clone().expect("clone"),
+            Arc::clone(&counter),
+        );
         conn.drain();
     });
     let (proxy, port) = plain(&broker);
@@ -259,7 +277,10 @@ fn a_client_that_stops_reading_blocks_its_broker_and_not_the_memory_of_the_proxy
     let stuck = blocked(&sent);
     assert!(stuck < FLOOD, "the broker must block before all is sent");
     let grown = proxy.resident_kib().saturating_sub(before);
-    assert!(grown < 8 << 10, "the proxy holds {grown} KiB for one blocked connection");
+    assert!(
+        grown < 8 << 10,
+        "the proxy holds {grown} KiB for one blocked connection"
+    );
     // The other direction still flows.
     client.send(b"acknowledged");
 
@@ -303,7 +324,11 @@ fn one_blocked_connection_does_not_slow_the_others() {
     for _ in 0..200 {
         client.expect_alive();
     }
-    assert!(start.elapsed() < Duration::from_secs(2), "200 round trips: {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "200 round trips: {:?}",
+        start.elapsed()
+    );
     for blocker in blockers {
         blocker.reset();
     }
@@ -326,7 +351,11 @@ fn an_idle_connection_holds_no_buffer() {
     let before = proxy.resident_kib();
     clients.extend((50..650).map(connect));
     let grown = proxy.resident_kib().saturating_sub(before);
-    assert!(grown < 600 * 8, "{} KiB for each of 600 idle connections", grown as f64 / 600.0);
+    assert!(
+        grown < 600 * 8,
+        "{} KiB for each of 600 idle connections",
+        grown as f64 / 600.0
+    );
 }
 
 #[test]
@@ -356,7 +385,11 @@ fn small_writes_are_not_held_back() {
         client.send(b"2");
         client.expect(b"ab");
     }
-    assert!(start.elapsed() < Duration::from_millis(1_200), "took {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_millis(1_200),
+        "took {:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -428,7 +461,8 @@ fn a_broker_that_closes_ends_the_client_once_everything_has_arrived() {
     proxy.wait_until_idle(port);
 }
 
-const SHORT_IDLE: &str = "mqtt_proxy:\n  idle:\n    keep_alive_factor: 1.0\n    keep_alive_margin: 1\n";
+const SHORT_IDLE: &str =
+    "mqtt_proxy:\n  idle:\n    keep_alive_factor: 1.0\n    keep_alive_margin: 1\n";
 
 #[test]
 fn an_mqtt_connection_is_ended_when_it_is_idle_for_longer_than_its_keep_alive_allows() {
@@ -438,7 +472,10 @@ fn an_mqtt_connection_is_ended_when_it_is_idle_for_longer_than_its_keep_alive_al
     let start = Instant::now();
     client.expect_closed();
     let waited = start.elapsed();
-    assert!(waited >= Duration::from_millis(1_900), "not before 1 × 1.0 + 1 s: {waited:?}");
+    assert!(
+        waited >= Duration::from_millis(1_900),
+        "not before 1 × 1.0 + 1 s: {waited:?}"
+    );
     assert!(waited < Duration::from_secs(6), "soon after it: {waited:?}");
     broker.connection(0).wait_for_end();
 }
@@ -467,7 +504,11 @@ fn traffic_in_one_direction_keeps_a_connection_alive() {
         sender.send(b"y");
         sender.expect_silence(Duration::from_millis(200));
         let (bytes, end) = receiver.read_up_to(100, Duration::from_millis(50));
-        assert!(end.is_none(), "the receiver was cut after {:?} ({bytes:?})", start.elapsed());
+        assert!(
+            end.is_none(),
+            "the receiver was cut after {:?} ({bytes:?})",
+            start.elapsed()
+        );
     }
 }
 
@@ -484,13 +525,19 @@ fn keep_alive_0_means_no_idle_timeout() {
 fn the_upstreams_timeout_wins_over_the_keep_alive_and_the_larger_of_send_and_read_counts() {
     let broker = Broker::mqtt();
     let more = "mqtt_proxy:\n  idle:\n    keep_alive_factor: 1.0\n    keep_alive_margin: 0\n";
-    let (_proxy, port) =
-        mqtt_route(&broker, more, ", timeout: {connect: 1, send: 2.5, read: 0.5}");
+    let (_proxy, port) = mqtt_route(
+        &broker,
+        more,
+        ", timeout: {connect: 1, send: 2.5, read: 0.5}",
+    );
     let mut client = Client::mqtt(port, &Connect::v311("idle").keep_alive(1));
     let start = Instant::now();
     client.expect_closed();
     let waited = start.elapsed();
-    assert!(waited >= Duration::from_millis(2_400), "not before max(send, read): {waited:?}");
+    assert!(
+        waited >= Duration::from_millis(2_400),
+        "not before max(send, read): {waited:?}"
+    );
     assert!(waited < Duration::from_secs(7), "soon after it: {waited:?}");
 }
 

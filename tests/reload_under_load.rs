@@ -6,14 +6,14 @@ mod support;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use support::process::more_open_files;
 use support::random::Random;
 use support::ring::crc32;
-use support::process::more_open_files;
 use support::{Client, Connect, Files, Proxy, config, free_ports, local, mqtt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,10 +45,15 @@ async fn read_frame(stream: &mut TcpStream, sequence: u64) -> Result<Option<Vec<
     number.copy_from_slice(&head[4..]);
     let number = u64::from_be_bytes(number);
     if number != sequence || len > 1 << 20 {
-        return Err(format!("frame {number} of {len} bytes where {sequence} was due"));
+        return Err(format!(
+            "frame {number} of {len} bytes where {sequence} was due"
+        ));
     }
     let mut rest = vec![0; len + 4];
-    stream.read_exact(&mut rest).await.map_err(|e| format!("in frame {sequence}: {e}"))?;
+    stream
+        .read_exact(&mut rest)
+        .await
+        .map_err(|e| format!("in frame {sequence}: {e}"))?;
     let mut sum = [0; 4];
     sum.copy_from_slice(&rest[len..]);
     rest.truncate(len);
@@ -80,7 +85,9 @@ async fn broker(listener: TcpListener, faults: Rc<RefCell<Vec<String>>>) {
                     Ok(Some(mut payload)) => {
                         payload.reverse();
                         if let Err(e) = stream.write_all(&frame(sequence, &payload)).await {
-                            faults.borrow_mut().push(format!("broker, answer {sequence}: {e}"));
+                            faults
+                                .borrow_mut()
+                                .push(format!("broker, answer {sequence}: {e}"));
                             return;
                         }
                     }
@@ -113,9 +120,15 @@ impl Device {
         let _ = stream.set_nodelay(true);
         let told = |what: &str, e: &dyn std::fmt::Display| format!("{}: {what}: {e}", self.id);
         let connect = Connect::v311(&self.id).keep_alive(600).build();
-        stream.write_all(&connect).await.map_err(|e| told("CONNECT", &e))?;
+        stream
+            .write_all(&connect)
+            .await
+            .map_err(|e| told("CONNECT", &e))?;
         let mut answer = [0; 4];
-        stream.read_exact(&mut answer).await.map_err(|e| told("CONNACK", &e))?;
+        stream
+            .read_exact(&mut answer)
+            .await
+            .map_err(|e| told("CONNACK", &e))?;
         if answer != mqtt::ACCEPTED {
             return Err(told("CONNACK", &format!("{answer:02x?}")));
         }
@@ -128,7 +141,10 @@ impl Device {
                 let len = 1 + random.below(self.payload);
                 let payload = random.bytes(len);
                 let bytes = frame(sent, &payload);
-                stream.write_all(&bytes).await.map_err(|e| told("send", &e))?;
+                stream
+                    .write_all(&bytes)
+                    .await
+                    .map_err(|e| told("send", &e))?;
                 waiting.push_back((payload, Instant::now()));
                 sent += 1;
             }
@@ -182,8 +198,10 @@ fn under_traffic(
         answers: Arc::default(),
         slowest: Arc::default(),
     };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let faults: Rc<RefCell<Vec<String>>> = Rc::default();
     let shared = Rc::new(Shared {
         stop: Arc::clone(&view.stop),
@@ -231,13 +249,18 @@ fn under_traffic(
 /// changes.
 fn variant(n: usize, ports: &[u16], brokers: &[SocketAddr]) -> String {
     let route = |id: &str, more: &str| {
-        format!("  - {{id: {id}, {more}plugins: {{mqtt-proxy: {{protocol_level: 4}}}}, upstream_id: u{}}}\n", n % 3)
+        format!(
+            "  - {{id: {id}, {more}plugins: {{mqtt-proxy: {{protocol_level: 4}}}}, upstream_id: u{}}}\n",
+            n % 3
+        )
     };
     let mut text = String::from("stream_routes:\n");
     match n % 7 {
         0 => text.push_str(&route("all", "")),
         1 => text.push_str(&route("one", &format!("server_port: {}, ", ports[0]))),
-        2 => text.push_str("  - {id: nobody, remote_addr: 10.1.2.3, upstream: {nodes: {\"127.0.0.1:1\": 1}}}\n"),
+        2 => text.push_str(
+            "  - {id: nobody, remote_addr: 10.1.2.3, upstream: {nodes: {\"127.0.0.1:1\": 1}}}\n",
+        ),
         3 => text.push_str(&(route("a", "remote_addr: 127.0.0.0/8, ") + &route("b", ""))),
         4 => text.push_str(&(route("bad", "server_prot: 1, ") + &route("all", ""))),
         5 => return String::from("stream_routes: []\n#END\n"),
@@ -302,7 +325,10 @@ fn a_thousand_connections_live_through_a_hundred_reloads_without_a_lost_byte() {
             // Traffic flows between any two reloads.
             let deadline = Instant::now() + Duration::from_secs(20);
             while view.answers.load(Ordering::SeqCst) < before + 400 {
-                assert!(Instant::now() < deadline, "traffic stands still at reload {n}");
+                assert!(
+                    Instant::now() < deadline,
+                    "traffic stands still at reload {n}"
+                );
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
@@ -324,9 +350,17 @@ fn a_thousand_connections_live_through_a_hundred_reloads_without_a_lost_byte() {
 
     assert_eq!(results.len(), 1_000);
     let failed: Vec<&String> = results.iter().filter_map(|r| r.as_ref().err()).collect();
-    assert!(failed.is_empty(), "{} connections failed: {:#?}", failed.len(), &failed[..failed.len().min(10)]);
+    assert!(
+        failed.is_empty(),
+        "{} connections failed: {:#?}",
+        failed.len(),
+        &failed[..failed.len().min(10)]
+    );
     assert!(faults.is_empty(), "{:#?}", &faults[..faults.len().min(10)]);
-    assert!(results.iter().flatten().all(|answers| *answers > 0), "every connection had traffic");
+    assert!(
+        results.iter().flatten().all(|answers| *answers > 0),
+        "every connection had traffic"
+    );
 }
 
 /// Proxies that must live until the traffic has ended.
@@ -349,8 +383,10 @@ fn large(edit: usize, port: u16, brokers: &[SocketAddr]) -> String {
     ));
     text.push_str("upstreams:\n");
     for n in 0..1_000 {
-        let nodes: Vec<String> =
-            brokers.iter().map(|addr| format!("\"{addr}\": {}", 1 + (n + edit) % 2)).collect();
+        let nodes: Vec<String> = brokers
+            .iter()
+            .map(|addr| format!("\"{addr}\": {}", 1 + (n + edit) % 2))
+            .collect();
         text.push_str(&format!(
             "  - id: u{n}\n    type: chash\n    key: mqtt_client_id\n    nodes: {{{}, \"127.0.0.1:{}\": 1}}\n",
             nodes.join(", "),
@@ -396,7 +432,10 @@ fn a_reload_of_ten_thousand_routes_and_a_thousand_upstreams_stalls_nobody() {
                 "reload {edit}: {took:?}, {:?} of CPU with its traffic, slowest round trip {slowest:?}",
                 proxy.cpu_time() - cpu
             );
-            assert!(slowest < Duration::from_millis(1_000), "traffic stood still for {slowest:?}");
+            assert!(
+                slowest < Duration::from_millis(1_000),
+                "traffic stood still for {slowest:?}"
+            );
             assert!(took < Duration::from_secs(20), "the reload took {took:?}");
             Client::mqtt(ports[0], &Connect::v311("by-the-last-route"));
         }
@@ -405,5 +444,8 @@ fn a_reload_of_ten_thousand_routes_and_a_thousand_upstreams_stalls_nobody() {
     });
     KEPT.lock().expect("kept").clear();
     let failed: Vec<&String> = results.iter().filter_map(|r| r.as_ref().err()).collect();
-    assert!(failed.is_empty() && faults.is_empty(), "{failed:#?} {faults:#?}");
+    assert!(
+        failed.is_empty() && faults.is_empty(),
+        "{failed:#?} {faults:#?}"
+    );
 }

@@ -45,14 +45,23 @@ fn spread(brokers: &Brokers, port: u16, count: usize) -> Vec<usize> {
     for n in 0..count {
         clients.push(knock(port, &format!("client-{n}")).unwrap_or_else(|e| panic!("{n}: {e:?}")));
     }
-    brokers.accepted().iter().zip(before).map(|(now, then)| now - then).collect()
+    brokers
+        .accepted()
+        .iter()
+        .zip(before)
+        .map(|(now, then)| now - then)
+        .collect()
 }
 
 #[test]
 fn a_dead_node_costs_no_client_its_connection() {
     let broker = Broker::mqtt();
     let dead = DeadPort::new();
-    let nodes = format!("nodes: {{\"{}\": 1, \"{}\": 1}}", dead.addr(), broker.addr());
+    let nodes = format!(
+        "nodes: {{\"{}\": 1, \"{}\": 1}}",
+        dead.addr(),
+        broker.addr()
+    );
     for kind in ["type: roundrobin", "type: chash, key: mqtt_client_id"] {
         let (_proxy, port) = proxy(&format!("{kind}, {nodes}"));
         let before = broker.accepted();
@@ -74,7 +83,11 @@ fn retries_0_tries_one_node_only() {
     ));
     let ring = Ring::equal(&nodes);
     for id in ring.ids_for(0, "lost-", 5) {
-        assert_eq!(knock(port, &id).err(), Some((UNAVAILABLE.to_vec(), End::Fin)), "{id}");
+        assert_eq!(
+            knock(port, &id).err(),
+            Some((UNAVAILABLE.to_vec(), End::Fin)),
+            "{id}"
+        );
     }
     for id in ring.ids_for(1, "fine-", 5) {
         assert!(knock(port, &id).is_ok(), "{id}");
@@ -86,7 +99,10 @@ fn retries_counts_attempts_behind_the_first_and_defaults_to_all_other_nodes() {
     let broker = Broker::mqtt();
     let dead = [DeadPort::new(), DeadPort::new()];
     let nodes = [dead[0].addr(), dead[1].addr(), broker.addr()].map(|addr| addr.to_string());
-    let text = format!("nodes: {{\"{}\": 1, \"{}\": 1, \"{}\": 1}}", nodes[0], nodes[1], nodes[2]);
+    let text = format!(
+        "nodes: {{\"{}\": 1, \"{}\": 1, \"{}\": 1}}",
+        nodes[0], nodes[1], nodes[2]
+    );
     let ring = Ring::equal(&nodes);
     let third: Vec<String> = (0..10_000)
         .map(|n| format!("id-{n}"))
@@ -99,11 +115,17 @@ fn retries_counts_attempts_behind_the_first_and_defaults_to_all_other_nodes() {
         .take(6)
         .collect();
 
-    let (_one, one_retry) = proxy(&format!("retries: 1, type: chash, key: mqtt_client_id, {text}"));
+    let (_one, one_retry) = proxy(&format!(
+        "retries: 1, type: chash, key: mqtt_client_id, {text}"
+    ));
     let (_all, default) = proxy(&format!("type: chash, key: mqtt_client_id, {text}"));
     for id in &third {
         let refused = Some((UNAVAILABLE.to_vec(), End::Fin));
-        assert_eq!(knock(one_retry, id).err(), refused, "{id} needs two retries");
+        assert_eq!(
+            knock(one_retry, id).err(),
+            refused,
+            "{id} needs two retries"
+        );
         assert!(knock(default, id).is_ok(), "{id} with the default");
     }
     for id in &second {
@@ -122,7 +144,10 @@ fn a_single_node_is_dialled_again_as_often_as_retries_says() {
     );
     let more = format!("mqtt_proxy:\n  metrics:\n    addr: \"127.0.0.1:{scrape}\"\n");
     let _proxy = Proxy::start(&Files::new(&config_with(&[port], &more), &routes), &[port]);
-    assert_eq!(knock(port, "a").err(), Some((UNAVAILABLE.to_vec(), End::Fin)));
+    assert_eq!(
+        knock(port, "a").err(),
+        Some((UNAVAILABLE.to_vec(), End::Fin))
+    );
     let failures = metrics::value(
         local(scrape),
         "mqtt_proxy_upstream_connect_failures_total",
@@ -134,10 +159,17 @@ fn a_single_node_is_dialled_again_as_often_as_retries_says() {
 #[test]
 fn when_every_node_is_dead_the_client_is_told_after_each_was_tried() {
     let dead = [DeadPort::new(), DeadPort::new(), DeadPort::new()];
-    let nodes: Vec<String> = dead.iter().map(|d| format!("\"{}\": 1", d.addr())).collect();
+    let nodes: Vec<String> = dead
+        .iter()
+        .map(|d| format!("\"{}\": 1", d.addr()))
+        .collect();
     for kind in ["type: roundrobin", "type: chash, key: mqtt_client_id"] {
         let (_proxy, port) = proxy(&format!("{kind}, nodes: {{{}}}", nodes.join(", ")));
-        assert_eq!(knock(port, "a").err(), Some((UNAVAILABLE.to_vec(), End::Fin)), "{kind}");
+        assert_eq!(
+            knock(port, "a").err(),
+            Some((UNAVAILABLE.to_vec(), End::Fin)),
+            "{kind}"
+        );
         let mut five = Client::to(port);
         five.send(&Connect::v5("a").build());
         five.expect_last(&[0x20, 0x03, 0x00, 0x88, 0x00]);
@@ -168,7 +200,10 @@ fn retry_timeout_ends_the_search_before_the_nodes_do() {
     let broker = Broker::mqtt();
     let nodes = [holes[0].addr(), holes[1].addr(), broker.addr()].map(|addr| addr.to_string());
     let ring = Ring::equal(&nodes);
-    let id = (0..).map(|n| format!("id-{n}")).find(|id| ring.order(id)[2] == 2).expect("an id");
+    let id = (0..)
+        .map(|n| format!("id-{n}"))
+        .find(|id| ring.order(id)[2] == 2)
+        .expect("an id");
     let with = |retry_timeout: &str| {
         proxy(&format!(
             "type: chash, key: mqtt_client_id, timeout: {{connect: 0.6, send: 60, read: 60}}, \
@@ -179,9 +214,15 @@ fn retry_timeout_ends_the_search_before_the_nodes_do() {
     // Attempts end after 0.6 and 1.2 s; a retry may start before 1 s and not behind it.
     let (_limited, limited) = with("retry_timeout: 1, ");
     let start = Instant::now();
-    assert_eq!(knock(limited, &id).err(), Some((UNAVAILABLE.to_vec(), End::Fin)));
+    assert_eq!(
+        knock(limited, &id).err(),
+        Some((UNAVAILABLE.to_vec(), End::Fin))
+    );
     let waited = start.elapsed();
-    assert!(waited >= Duration::from_millis(1_100), "a retry before the limit runs: {waited:?}");
+    assert!(
+        waited >= Duration::from_millis(1_100),
+        "a retry before the limit runs: {waited:?}"
+    );
     assert_eq!(broker.accepted(), 0, "none is started behind it");
 
     let (_none, unlimited) = with("retry_timeout: 0, ");
@@ -214,7 +255,10 @@ fn round_robin_follows_the_weights_and_weight_0_takes_nobody() {
     let brokers = Brokers::mqtt(3);
     let (_a, port) = proxy(&format!("nodes: {}", brokers.weighted(&[1, 2, 3])));
     assert_eq!(spread(&brokers, port, 60), [10, 20, 30]);
-    let (_b, port) = proxy(&format!("type: roundrobin, nodes: {}", brokers.weighted(&[2, 0, 1])));
+    let (_b, port) = proxy(&format!(
+        "type: roundrobin, nodes: {}",
+        brokers.weighted(&[2, 0, 1])
+    ));
     assert_eq!(spread(&brokers, port, 30), [20, 0, 10]);
     let (_c, port) = proxy(&format!("nodes: {}", brokers.equal()));
     assert_eq!(spread(&brokers, port, 30), [10, 10, 10]);
@@ -224,24 +268,44 @@ fn round_robin_follows_the_weights_and_weight_0_takes_nobody() {
 fn a_node_of_weight_0_is_no_retry_target_either() {
     let broker = Broker::mqtt();
     let dead = DeadPort::new();
-    let nodes = format!("nodes: {{\"{}\": 1, \"{}\": 0}}", dead.addr(), broker.addr());
+    let nodes = format!(
+        "nodes: {{\"{}\": 1, \"{}\": 0}}",
+        dead.addr(),
+        broker.addr()
+    );
     for kind in ["type: roundrobin", "type: chash, key: mqtt_client_id"] {
         let (_proxy, port) = proxy(&format!("{kind}, {nodes}"));
         for id in ["a", "b", "c"] {
-            assert_eq!(knock(port, id).err(), Some((UNAVAILABLE.to_vec(), End::Fin)), "{kind}");
+            assert_eq!(
+                knock(port, id).err(),
+                Some((UNAVAILABLE.to_vec(), End::Fin)),
+                "{kind}"
+            );
         }
     }
     assert_eq!(broker.accepted(), 0);
 }
 
+/// For chash a difference to APISIX, whose ring is empty then and which closes every connection.
 #[test]
-fn when_all_weights_are_0_round_robin_uses_all_and_chash_none() {
+fn when_all_weights_are_0_all_nodes_are_used_equally() {
     let brokers = Brokers::mqtt(2);
     let (_a, port) = proxy(&format!("nodes: {}", brokers.weighted(&[0, 0])));
     assert_eq!(spread(&brokers, port, 20), [10, 10]);
-    let (_b, port) =
-        proxy(&format!("type: chash, key: mqtt_client_id, nodes: {}", brokers.weighted(&[0, 0])));
-    assert_eq!(knock(port, "a").err(), Some((UNAVAILABLE.to_vec(), End::Fin)));
+    let (mut proxy, port) = proxy(&format!(
+        "type: chash, key: mqtt_client_id, nodes: {}",
+        brokers.weighted(&[0, 0])
+    ));
+    proxy.wait_for_log("weights of priority 0 are 0");
+    let ring = Ring::equal(&brokers.nodes());
+    for n in 0..20 {
+        let id = format!("id-{n}");
+        assert_eq!(
+            brokers.visit(port, &Connect::v311(&id)).0,
+            ring.pick(&id),
+            "{id}"
+        );
+    }
 }
 
 #[test]
@@ -258,13 +322,18 @@ fn of_duplicate_nodes_the_last_weight_counts() {
     let brokers = Brokers::mqtt(2);
     let [a, b] = [&brokers.0[0], &brokers.0[1]];
     let node = |broker: &Broker, weight: u32| {
-        format!("{{host: 127.0.0.1, port: {}, weight: {weight}}}", broker.port())
+        format!(
+            "{{host: 127.0.0.1, port: {}, weight: {weight}}}",
+            broker.port()
+        )
     };
     let list = [node(a, 9), node(b, 1), node(a, 3)].join(", ");
     let (_a, port) = proxy(&format!("nodes: [{list}]"));
     assert_eq!(spread(&brokers, port, 40), [30, 10]);
 
-    let (_b, port) = proxy(&format!("type: chash, key: mqtt_client_id, nodes: [{list}]"));
+    let (_b, port) = proxy(&format!(
+        "type: chash, key: mqtt_client_id, nodes: [{list}]"
+    ));
     let nodes = brokers.nodes();
     let ring = Ring::apisix(&[(&nodes[0], 3), (&nodes[1], 1)]);
     for n in 0..40 {
@@ -288,7 +357,10 @@ fn a_lower_priority_is_used_only_when_every_node_of_the_higher_ones_has_failed()
         ));
         let got = spread(&brokers, port, 20);
         assert_eq!(got[..2], [0, 0], "{kind}: {got:?}");
-        assert!(got[2] > 0 && got[3] > 0, "{kind}: both of the highest: {got:?}");
+        assert!(
+            got[2] > 0 && got[3] > 0,
+            "{kind}: both of the highest: {got:?}"
+        );
         brokers.0[2].stop_listening();
         assert_eq!(spread(&brokers, port, 10), [0, 0, 0, 10], "{kind}");
         brokers.0[3].stop_listening();

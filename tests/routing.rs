@@ -37,7 +37,10 @@ fn server_port_chooses_between_listeners() {
     assert_eq!(reached("127.0.0.1", local(one), 1), "a");
     assert_eq!(reached("127.0.0.1", local(two), 1), "b");
     assert_eq!(explain(&files, &one.to_string(), &[])["route"], "1");
-    assert_eq!(explain(&files, &format!("127.0.0.1:{two}"), &[])["route"], "2");
+    assert_eq!(
+        explain(&files, &format!("127.0.0.1:{two}"), &[])["route"],
+        "2"
+    );
 }
 
 #[test]
@@ -83,7 +86,10 @@ fn remote_addr_is_the_client_and_may_be_a_network_with_host_bits() {
         Client::from(nobody, local(port)).expect_fin();
     }
     let from = |ip| explain(&files, &port.to_string(), &["--from", ip])["route"].clone();
-    assert_eq!((from("127.0.0.9"), from("127.0.0.100")), ("1".into(), "2".into()));
+    assert_eq!(
+        (from("127.0.0.9"), from("127.0.0.100")),
+        ("1".into(), "2".into())
+    );
 }
 
 #[test]
@@ -147,9 +153,18 @@ fn the_first_match_is_the_right_one_among_a_thousand_routes() {
     let _proxy = Proxy::start(&files, &[port]);
     assert_eq!(reached("127.0.0.7", local(port), 1), "a");
     assert_eq!(reached("127.0.0.8", local(port), 1), "b");
-    assert_eq!(explain(&files, &port.to_string(), &["--from", "127.0.0.7"])["route"], "701");
-    assert_eq!(explain(&files, &port.to_string(), &["--from", "127.0.0.8"])["route"], "801");
-    assert_eq!(explain(&files, &port.to_string(), &["--from", "10.1.3.9"])["route"], "260");
+    assert_eq!(
+        explain(&files, &port.to_string(), &["--from", "127.0.0.7"])["route"],
+        "701"
+    );
+    assert_eq!(
+        explain(&files, &port.to_string(), &["--from", "127.0.0.8"])["route"],
+        "801"
+    );
+    assert_eq!(
+        explain(&files, &port.to_string(), &["--from", "10.1.3.9"])["route"],
+        "260"
+    );
 }
 
 #[test]
@@ -324,10 +339,19 @@ fn an_upstream_that_wants_tls_is_never_dialled_in_the_clear() {
     let line = proxy.wait_for_log("scheme");
     assert!(line.contains("stream_routes[0].upstream.scheme"), "{line}");
     let mut client = Client::to(port);
-    client.send(&Connect::v311("a").username("alice").password(b"secret").build());
+    client.send(
+        &Connect::v311("a")
+            .username("alice")
+            .password(b"secret")
+            .build(),
+    );
     client.read_to_end(support::SOON);
     if broker.accepted() > 0 {
-        assert_ne!(broker.connection(0).received().first(), Some(&0x10), "CONNECT in the clear");
+        assert_ne!(
+            broker.connection(0).received().first(),
+            Some(&0x10),
+            "CONNECT in the clear"
+        );
     }
 }
 
@@ -345,7 +369,10 @@ fn a_plugin_that_config_yaml_does_not_list_is_unknown() {
     let files = Files::new(&config_with(&[port, other], more), &routes);
     let mut proxy = Proxy::start(&files, &[port, other]);
     let line = proxy.wait_for_log("stream_routes[0].plugins.mqtt-proxy");
-    assert!(line.contains("stream_plugins"), "it says where it would be listed: {line}");
+    assert!(
+        line.contains("stream_plugins"),
+        "it says where it would be listed: {line}"
+    );
     Client::to(port).expect_fin();
     let mut client = Client::to(other);
     client.send(&Connect::v311("a").build());

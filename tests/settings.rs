@@ -6,8 +6,8 @@ mod support;
 use std::net::TcpStream;
 
 use support::{
-    Broker, Client, Connect, Files, Proxy, cli, config, config_with, explain, free_port, free_ports,
-    local, on,
+    Broker, Client, Connect, Files, Proxy, cli, config, config_with, explain, free_port,
+    free_ports, local, on,
 };
 
 fn routes(broker: &Broker) -> String {
@@ -19,10 +19,15 @@ fn routes(broker: &Broker) -> String {
 }
 
 /// Any route: these tests are about listeners.
-const ROUTES: &str = "stream_routes:\n  - {id: 1, upstream: {nodes: {\"127.0.0.1:1883\": 1}}}\n#END\n";
+const ROUTES: &str =
+    "stream_routes:\n  - {id: 1, upstream: {nodes: {\"127.0.0.1:1883\": 1}}}\n#END\n";
 
 fn check(files: &Files) -> support::proxy::Ran {
-    cli(&["check".as_ref(), "-c".as_ref(), files.config_path().as_os_str()])
+    cli(&[
+        "check".as_ref(),
+        "-c".as_ref(),
+        files.config_path().as_os_str(),
+    ])
 }
 
 /// A run of `count` free ports in a row.
@@ -30,7 +35,11 @@ fn ports_in_a_row(count: u16) -> u16 {
     loop {
         let first = free_port();
         let rest: Vec<u16> = (1..count).map(|_| free_port()).collect();
-        if rest.iter().zip(first + 1..).all(|(got, wanted)| *got == wanted) {
+        if rest
+            .iter()
+            .zip(first + 1..)
+            .all(|(got, wanted)| *got == wanted)
+        {
             return first;
         }
     }
@@ -40,7 +49,7 @@ fn ports_in_a_row(count: u16) -> u16 {
 fn every_form_of_a_listener_works() {
     let broker = Broker::mqtt();
     let [a, b, c] = free_ports();
-    let range = ports_in_a_row(4);
+    let range = ports_in_a_row(5);
     let text = format!(
         "apisix:\n  proxy_mode: http&stream\n  stream_proxy:\n    tcp:\n      - \"127.0.0.1:{a}\"\n      \
          - \"[::1]:{b}\"\n      - addr: \"127.0.0.1:{c}\"\n        tls: false\n      \
@@ -57,7 +66,10 @@ fn every_form_of_a_listener_works() {
         client.send(&Connect::v311("a").build());
         client.expect(support::mqtt::ACCEPTED);
     }
-    assert!(TcpStream::connect(local(range + 4)).is_err(), "the range ends where it says");
+    assert!(
+        TcpStream::connect(local(range + 4)).is_err(),
+        "the range ends where it says"
+    );
 }
 
 #[test]
@@ -67,7 +79,11 @@ fn a_bare_port_listens_on_all_ipv4_addresses_and_ranges_need_no_address() {
     let files = Files::new(text, ROUTES);
     assert_eq!(check(&files).code, 0, "{}", check(&files).all());
     for port in [9100, 9101, 2000, 2003, 9200, 3001] {
-        assert_eq!(explain(&files, &port.to_string(), &[])["route"], "1", "{port}");
+        assert_eq!(
+            explain(&files, &port.to_string(), &[])["route"],
+            "1",
+            "{port}"
+        );
     }
     for port in [2004, 3002, 9102] {
         let ran = support::explain::run(&files, &port.to_string(), &[]);
@@ -91,11 +107,22 @@ fn impossible_listeners_are_refused_with_their_line() {
         let text = format!("apisix:\n  stream_proxy:\n    tcp:\n      - {item}\n");
         let ran = check(&Files::new(&text, ROUTES));
         assert_eq!(ran.code, 78, "{item}: {}", ran.all());
-        assert!(ran.stdout.contains(says), "{item}: {says:?} in {}", ran.all());
-        assert!(ran.stdout.contains("config.yaml:4:"), "{item}: the line: {}", ran.all());
+        assert!(
+            ran.stdout.contains(says),
+            "{item}: {says:?} in {}",
+            ran.all()
+        );
+        assert!(
+            ran.stdout.contains("config.yaml:4:"),
+            "{item}: the line: {}",
+            ran.all()
+        );
     }
     for text in ["tcp: []", "tcp: 9100", "tcp: [9100, 9100]"] {
-        let ran = check(&Files::new(&format!("apisix:\n  stream_proxy:\n    {text}\n"), ROUTES));
+        let ran = check(&Files::new(
+            &format!("apisix:\n  stream_proxy:\n    {text}\n"),
+            ROUTES,
+        ));
         assert_eq!(ran.code, 78, "{text}: {}", ran.all());
     }
 }
@@ -149,13 +176,17 @@ fn worker_processes_is_the_number_of_worker_threads() {
         let more = format!("nginx_config: {{worker_processes: {workers}}}\n");
         let files = Files::new(&config_with(&[port], &more), &routes(&broker));
         let proxy = Proxy::start(&files, &[port]);
-        let _clients: Vec<Client> =
-            (0..8).map(|n| Client::mqtt(port, &Connect::v311(&n.to_string()))).collect();
+        let _clients: Vec<Client> = (0..8)
+            .map(|n| Client::mqtt(port, &Connect::v311(&n.to_string())))
+            .collect();
         let dir = format!("/proc/{}/task", proxy.id());
         std::fs::read_dir(dir).expect("the proxy runs").count()
     };
     let [one, six] = ["1", "6"].map(threads);
-    assert!(six > one && (six - one) % 5 == 0, "six workers are five times more: {one}, {six}");
+    assert!(
+        six > one && (six - one) % 5 == 0,
+        "six workers are five times more: {one}, {six}"
+    );
     threads("auto");
 }
 
@@ -180,9 +211,20 @@ fn keys_without_effect_here_are_accepted_and_named_once() {
     assert_eq!(ran.code, 0, "{}", ran.all());
     let mut proxy = Proxy::start(&files, &[port]);
     Client::mqtt(port, &Connect::v311("a")).expect_alive();
-    for key in ["node_listen", "enable_control", "udp", "stream_configuration_snippet", "etcd"] {
+    for key in [
+        "node_listen",
+        "enable_control",
+        "udp",
+        "stream_configuration_snippet",
+        "etcd",
+    ] {
         proxy.wait_for_log(key);
-        assert_eq!(proxy.count(key), 1, "{key} is named once: {:#?}", proxy.lines());
+        assert_eq!(
+            proxy.count(key),
+            1,
+            "{key} is named once: {:#?}",
+            proxy.lines()
+        );
     }
     let mark = proxy.mark();
     proxy.signal(rustix::process::Signal::HUP);
@@ -207,7 +249,10 @@ fn yaml_1_1_words_and_numbers_mean_what_they_mean_to_apisix() {
     let files = Files::new(&text, &routes);
     let ran = check(&files);
     assert_eq!(ran.code, 0, "{}", ran.all());
-    assert_eq!(explain(&files, &port.to_string(), &["--client-id", "a"])["route"], "10");
+    assert_eq!(
+        explain(&files, &port.to_string(), &["--client-id", "a"])["route"],
+        "10"
+    );
     let _proxy = Proxy::start(&files, &[port]);
     Client::mqtt(port, &Connect::v311("a")).expect_alive();
 
@@ -220,9 +265,35 @@ fn yaml_1_1_words_and_numbers_mean_what_they_mean_to_apisix() {
 }
 
 #[test]
+fn substituted_values_have_the_types_that_apisix_gives_them() {
+    let broker = Broker::mqtt();
+    let with = |config_value: &str, level: &str| {
+        let more = format!("nginx_config: {{worker_processes: {config_value}}}\n");
+        let routes =
+            routes(&broker).replace("protocol_level: 4", &format!("protocol_level: {level}"));
+        check(&Files::new(&config_with(&[9100], &more), &routes)).code
+    };
+    // config.yaml: after parsing, and what looks like a number becomes one.
+    assert_eq!(with("\"${{NO_SUCH_VARIABLE:=2}}\"", "4"), 0);
+    assert_eq!(with("\"${{NO_SUCH_VARIABLE:=many}}\"", "4"), 78);
+    // apisix.yaml: in the text before parsing, so that quotes keep it a string.
+    assert_eq!(with("2", "${{NO_SUCH_VARIABLE:=4}}"), 0);
+    assert_eq!(with("2", "\"${{NO_SUCH_VARIABLE:=4}}\""), 78);
+    // Without a default a missing variable is an error, in either file.
+    assert_eq!(with("\"${{NO_SUCH_VARIABLE}}\"", "4"), 78);
+    assert_eq!(with("2", "${{NO_SUCH_VARIABLE}}"), 78);
+}
+
+#[test]
 fn the_end_mark_may_be_followed_by_a_little_white_space() {
     let broker = Broker::mqtt();
-    for end in ["#END", "#END\n", "#END\r\n", "#END  \n\n", "stream_dummy: 1 #END\n"] {
+    for end in [
+        "#END",
+        "#END\n",
+        "#END\r\n",
+        "#END  \n\n",
+        "stream_dummy: 1 #END\n",
+    ] {
         let text = routes(&broker).replace("#END\n", end);
         let files = Files::new(&config(&[9100]), &text);
         let ran = check(&files);
@@ -246,8 +317,16 @@ fn pingora_keys_are_accepted_and_unknown_ones_are_named() {
 
     let more = "pingora:\n  thread: 2\n";
     let ran = check(&Files::new(&config_with(&[port], more), &routes(&broker)));
-    assert!(ran.stdout.contains("pingora.thread") && ran.stdout.contains("threads"), "{}", ran.all());
-    assert!(ran.stdout.contains("config.yaml:10:"), "with its line: {}", ran.all());
+    assert!(
+        ran.stdout.contains("pingora.thread") && ran.stdout.contains("threads"),
+        "{}",
+        ran.all()
+    );
+    assert!(
+        ran.stdout.contains("config.yaml:11:"),
+        "with its line: {}",
+        ran.all()
+    );
     let more = "pingora:\n  threads: many\n";
     let ran = check(&Files::new(&config_with(&[port], more), &routes(&broker)));
     assert_eq!(ran.code, 78, "{}", ran.all());

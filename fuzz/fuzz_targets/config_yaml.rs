@@ -14,7 +14,8 @@ fn env(name: &str) -> Option<String> {
 
 /// Every position lies in the text, and every message is one line.
 fn judge(text: &str, diagnostics: &[Diagnostic]) {
-    let lines = text.split('\n').count();
+    // A carriage return alone ends a line in YAML.
+    let lines = text.split(['\n', '\r']).count();
     for diagnostic in diagnostics {
         if let Some(position) = diagnostic.position {
             assert!(position.line as usize <= lines + 1, "{diagnostic}");
@@ -30,7 +31,7 @@ fuzz_target!(|bytes: &[u8]| {
     let file = Path::new("file");
 
     let loaded = settings::load(text, file, &env);
-    assert_eq!(loaded.value.is_none(), loaded.has_errors());
+    assert!(loaded.value.is_some() || loaded.has_errors());
     judge(text, &loaded.diagnostics);
 
     let plugins = DEFAULT_STREAM_PLUGINS.map(str::to_string);

@@ -8,6 +8,9 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
+    // Lines as YAML has them.
+    let text = text.replace("\r\n", "\n").replace('\r', "\n");
+    let text = text.as_str();
     let lines = text.split('\n').count();
 
     // Every variable is itself: the text shrinks to names and defaults.

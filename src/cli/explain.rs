@@ -167,6 +167,14 @@ fn examine<'a>(
     Ok(explanation)
 }
 
+/// The id of an upstream object; one that is written inline has none.
+fn name_of(upstream: &Upstream) -> &str {
+    match upstream.label().contains('/') {
+        true => "inline",
+        false => upstream.label(),
+    }
+}
+
 fn as_text(explanation: &Explanation<'_>) -> String {
     let mut lines = vec![
         format!("listen: {}", explanation.listen),
@@ -177,7 +185,7 @@ fn as_text(explanation: &Explanation<'_>) -> String {
     }
     if let Some((upstream, key, nodes)) = &explanation.upstream {
         let balancer = upstream.describe_balancer();
-        lines.push(format!("upstream: {} ({balancer})", upstream.label()));
+        lines.push(format!("upstream: {} ({balancer})", name_of(upstream)));
         let text = key.bytes.escape_ascii();
         match key.source {
             Source::Configured if key.bytes.is_empty() => {}
@@ -205,7 +213,7 @@ fn as_json(explanation: &Explanation<'_>) -> serde_json::Value {
         "listen": explanation.listen.to_string(),
         "route": explanation.route.id,
         "plugins": plugins,
-        "upstream": upstream.map(|(upstream, ..)| upstream.label()),
+        "upstream": upstream.map(|(upstream, ..)| name_of(upstream)),
         "balancer": upstream.map(|(upstream, ..)| upstream.describe_balancer()),
         "hash_key": upstream.map(|(_, key, _)| key.bytes.escape_ascii().to_string()),
         "hash_key_source": upstream.map(|(_, key, _)| match key.source {

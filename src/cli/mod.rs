@@ -7,6 +7,7 @@ mod pingora_conf;
 mod run;
 mod schema;
 mod signals;
+mod sockets;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,12 +44,22 @@ struct CommandLine {
     /// Check the configuration and exit, as `check` does
     #[arg(short = 't')]
     test: bool,
+    /// Take over from a running process, as `run --upgrade` does
+    #[arg(short, long)]
+    upgrade: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve (the default command)
-    Run(Files),
+    Run {
+        #[command(flatten)]
+        files: Files,
+        /// Take over from the process that runs with the same configuration (send it SIGQUIT), or
+        /// from the one that starts this one (SIGUSR2)
+        #[arg(short, long)]
+        upgrade: bool,
+    },
     /// Print every problem of both files and exit
     Check {
         #[command(flatten)]
@@ -107,7 +118,10 @@ pub fn main() -> ExitCode {
     let line = CommandLine::parse();
     let command = match (line.command, line.test) {
         (Some(command), _) => command,
-        (None, false) => Command::Run(line.files),
+        (None, false) => Command::Run {
+            files: line.files,
+            upgrade: line.upgrade,
+        },
         (None, true) => Command::Check {
             files: line.files,
             against: None,
@@ -115,7 +129,7 @@ pub fn main() -> ExitCode {
         },
     };
     let result = match command {
-        Command::Run(files) => run::run(&files),
+        Command::Run { files, upgrade } => run::run(&files, upgrade),
         Command::Check {
             files,
             against,

@@ -1,39 +1,40 @@
 //! `run`: everything put together and served.
 
-use std::net::TcpListener;
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::background::background_service;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::{Semaphore, watch};
 
 use super::drain::Drain;
 use super::signals::{Signals, Terminate};
+use super::sockets::{Sockets, max_connections};
 use super::{Failure, Files, check, pingora_conf};
 use crate::config::settings::{Settings, Workers};
 use crate::session::app::{Policy, ProxyApp};
 use crate::session::connections::Connections;
-use crate::session::listener::{Listener, bind};
 use crate::session::relay::Relays;
-use crate::session::service::ListenService;
+use crate::session::service::{Admission, ListenService};
 use crate::source::{Source, StandaloneFile};
 use crate::table::CurrentTable;
 use crate::telemetry::endpoint::MetricsEndpoint;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::throttle::Throttle;
+use crate::upgrade::new_side::{self, Arrivals};
+use crate::upgrade::old_side::OldSide;
+use crate::upgrade::{socket_path, systemd};
 use crate::upstream::names::Names;
 
 /// What is logged unless `RUST_LOG` says otherwise. Pingora narrates its start at INFO.
 const LOG_FILTER: &str = "info,pingora_core=warn,pingora_load_balancing=warn,hickory_resolver=error,hickory_net=error,hickory_proto=error";
-/// Descriptors that are not connections: files, epoll, resolver sockets, the log.
-const OTHER_DESCRIPTORS: u64 = 64;
 /// Connections to the metrics endpoint that live at a time.
 const MAX_SCRAPES: usize = 16;
 
 /// The command. Returns when the process is to end.
-pub(super) fn run(files: &Files) -> Result<(), Failure> {
+pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let filter = env_logger::Env::default().default_filter_or(LOG_FILTER);
     env_logger::Builder::from_env(filter).init();
     let running = |error: std::io::Error| Failure::Running(error.to_string());
@@ -52,12 +53,60 @@ pub(super) fn run(files: &Files) -> Result<(), Failure> {
         signals.reload.clone(),
     );
     first_load(&source, files.strict)?;
-    let sockets = listen(&settings, &metrics)?;
-    let places = max_connections(&settings, sockets.len());
+    let meeting = socket_path::of(&files.config);
+    let mut inherited = None;
+    if upgrade {
+        // Everything that can be wrong here has been found by now; the old process has lost nothing.
+        let meeting = meeting.as_ref().map_err(|error| upgrading(error))?;
+        inherited = Some(new_side::receive(meeting).map_err(|error| upgrading(&error))?);
+    }
+    let mut sockets = HashMap::new();
+    if let Some(inherited) = &mut inherited {
+        sockets = std::mem::take(&mut inherited.listeners);
+        metrics.carry_on(&inherited.state.metrics);
+    }
+    let sockets = Sockets::open(&settings, &metrics, sockets)?;
+    let limit = max_connections(&settings, sockets.clients.len());
     let conf = server_conf(&settings)?;
     let threads = conf.threads;
-    log::info!("{threads} worker threads, at most {places} connections at a time");
+    log::info!("{threads} worker threads, at most {limit} connections at a time");
     let connections = Arc::new(Connections::default());
+    let relays = Arc::new(Relays::new(threads));
+    let places = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
+    let (accepting, accepts) = watch::channel(true);
+    let (started, has_started) = mpsc::channel();
+    let admission = Admission {
+        places: places.clone(),
+        accepting: accepts,
+        started,
+    };
+    match meeting {
+        Ok(meeting) => signals.set_upgrade(Arc::new(OldSide::new(
+            relays.clone(),
+            connections.clone(),
+            sockets.clones().map_err(running)?,
+            accepting,
+            metrics.clone(),
+            meeting,
+        ))),
+        Err(error) => log::warn!("this process cannot be upgraded: {error}"),
+    }
+    match inherited {
+        Some(inherited) => {
+            let arrivals = Arrivals {
+                relays: relays.clone(),
+                connections: connections.clone(),
+                places,
+                table: table.clone(),
+                listeners: sockets.listeners(),
+                metrics: metrics.clone(),
+            };
+            arrivals.take(inherited, has_started);
+        }
+        None => {
+            std::thread::spawn(move || has_started.recv().map(|()| systemd::ready()));
+        }
+    }
     let app = Arc::new(ProxyApp {
         table,
         policy: Policy {
@@ -68,7 +117,7 @@ pub(super) fn run(files: &Files) -> Result<(), Failure> {
         },
         metrics: metrics.clone(),
         connections: connections.clone(),
-        relays: Relays::new(threads),
+        relays,
         throttle: Throttle::default(),
     });
     let terminate = signals.terminate.clone();
@@ -83,10 +132,26 @@ pub(super) fn run(files: &Files) -> Result<(), Failure> {
     ));
     let resolved = server.add_service(NamesService::new("names".to_owned(), names));
     server.add_service(background_service("source", source));
-    if let Some(endpoint) = metrics_endpoint(&settings, &metrics)? {
-        server.add_service(endpoint);
+    if let (Some(configured), Some(socket)) = (&settings.metrics, sockets.metrics) {
+        let endpoint = Arc::new(MetricsEndpoint {
+            metrics: metrics.clone(),
+            path: configured.path.clone(),
+        });
+        let admission = Admission {
+            places: Arc::new(Semaphore::new(MAX_SCRAPES)),
+            accepting: admission.accepting.clone(),
+            started: mpsc::channel().0,
+        };
+        let sockets = vec![socket];
+        server.add_service(ListenService::new(
+            "metrics",
+            endpoint,
+            sockets,
+            Some(1),
+            admission,
+        ));
     }
-    let clients = ListenService::new("clients", app, sockets, places, Some(threads));
+    let clients = ListenService::new("clients", app, sockets.clients, Some(threads), admission);
     server.add_service(clients).add_dependency(&resolved);
     server.run(RunArgs {
         shutdown_signal: Box::new(Terminate(terminate)),
@@ -123,6 +188,10 @@ fn first_load(source: &Source, strict: bool) -> Result<(), Failure> {
 
 type NamesService = pingora_core::services::background::GenBackgroundService<Names>;
 
+fn upgrading(error: &dyn std::fmt::Display) -> Failure {
+    Failure::Running(format!("upgrade: {error}"))
+}
+
 /// Reads `config.yaml` and says what is wrong with it and what has no effect.
 fn settings(files: &Files) -> Result<Settings, Failure> {
     let (settings, diagnostics) = check::read_settings(&files.config);
@@ -143,77 +212,6 @@ fn settings(files: &Files) -> Result<Settings, Failure> {
         );
     }
     Ok(settings)
-}
-
-/// Binds every listener, or says at once which one cannot be bound.
-fn listen(
-    settings: &Settings,
-    metrics: &Metrics,
-) -> Result<Vec<(Arc<Listener>, TcpListener)>, Failure> {
-    let bound = settings.listeners.iter().map(|configured| {
-        let socket =
-            bind(configured.addr).map_err(|error| cannot_listen(&configured.written, &error))?;
-        let listener = Listener {
-            address: configured.addr,
-            active: metrics.active_connections(configured.addr.to_string()),
-        };
-        Ok((Arc::new(listener), socket))
-    });
-    bound.collect()
-}
-
-fn cannot_listen(written: &str, error: &std::io::Error) -> Failure {
-    Failure::Running(format!("cannot listen on {written}: {error}"))
-}
-
-fn metrics_endpoint(
-    settings: &Settings,
-    metrics: &Arc<Metrics>,
-) -> Result<Option<ListenService<MetricsEndpoint>>, Failure> {
-    let Some(configured) = &settings.metrics else {
-        return Ok(None);
-    };
-    let address = configured.addr;
-    let socket = bind(address).map_err(|error| cannot_listen(&address.to_string(), &error))?;
-    let listener = Arc::new(Listener {
-        address,
-        // Scrapes are no client connections: a gauge that nobody reads.
-        active: Default::default(),
-    });
-    let endpoint = Arc::new(MetricsEndpoint {
-        metrics: metrics.clone(),
-        path: configured.path.clone(),
-    });
-    let sockets = vec![(listener, socket)];
-    let service = ListenService::new("metrics", endpoint, sockets, MAX_SCRAPES, Some(1));
-    Ok(Some(service))
-}
-
-/// How many client connections may live at a time: each takes two descriptors. The soft limit of
-/// open files is raised to the hard one first.
-fn max_connections(settings: &Settings, listeners: usize) -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    let open_files = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(_) => limit.current,
-    };
-    let reserved = OTHER_DESCRIPTORS + listeners as u64;
-    let possible = open_files.map_or(u64::MAX, |files| files.saturating_sub(reserved) / 2);
-    let possible = usize::try_from(possible).unwrap_or(usize::MAX).max(1);
-    match settings.limits.max_connections {
-        0 => possible,
-        wanted if wanted > possible => {
-            log::warn!(
-                "max_connections is {wanted}, but the limit of open files allows {possible}; raise LimitNOFILE"
-            );
-            possible
-        }
-        wanted => wanted,
-    }
 }
 
 /// Pingora's own settings: those under `pingora:`, with the threads and the drain time of ours.

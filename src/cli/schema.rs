@@ -18,7 +18,7 @@ pub(super) enum File {
 pub(super) fn print(file: File) -> Result<(), Failure> {
     let schema = match file {
         File::Config => schema::json_schema(&schema::config::CONFIG, true),
-        File::Apisix => schema::json_schema(&schema::standalone::STANDALONE, true),
+        File::Apisix => schema::json_schema(&schema::standalone::STANDALONE, false),
     };
     let text = serde_json::to_string_pretty(&schema);
     println!(

@@ -1,13 +1,18 @@
 //! Signals. Pingora listens for one signal, once, and dies of those that it does not know.
 
+use std::ffi::OsStr;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use async_trait::async_trait;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::background::BackgroundService;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
+
+use crate::upgrade::old_side::OldSide;
 
 /// Handles the signals of the process from start to end: a Pingora background service.
 pub(super) struct Signals {
@@ -16,6 +21,7 @@ pub(super) struct Signals {
     pub reload: Arc<Notify>,
     /// Told on the first SIGTERM.
     pub terminate: Arc<Notify>,
+    upgrade: OnceLock<Arc<OldSide>>,
 }
 
 impl Signals {
@@ -41,7 +47,22 @@ impl Signals {
             received: Mutex::new(Some(received)),
             reload: Arc::default(),
             terminate: Arc::default(),
+            upgrade: OnceLock::new(),
         })
+    }
+
+    /// Makes upgrades possible.
+    pub fn set_upgrade(&self, upgrade: Arc<OldSide>) {
+        // Set once, by `run`.
+        let _ = self.upgrade.set(upgrade);
+    }
+
+    /// Hands over to a new process: to the one that `start` starts, or to one that waits already.
+    fn hand_over(&self, start: Option<Command>) {
+        match self.upgrade.get() {
+            Some(upgrade) => upgrade.begin(start),
+            None => log::error!("this process cannot be upgraded; see its first log lines"),
+        }
     }
 
     /// The signals; once.
@@ -84,12 +105,34 @@ impl BackgroundService for Signals {
                     log::warn!("SIGINT: exiting now, live connections are cut");
                     std::process::exit(0);
                 }
-                _ = quit.recv() => log::warn!("SIGQUIT has no effect in this version"),
+                _ = quit.recv() => {
+                    log::info!("SIGQUIT: handing over to the process that waits for it");
+                    self.hand_over(None);
+                }
                 _ = user1.recv() => log::warn!("SIGUSR1 has no effect in this version"),
-                _ = user2.recv() => log::warn!("SIGUSR2 has no effect in this version"),
+                _ = user2.recv() => {
+                    log::info!("SIGUSR2: upgrading to the binary on disk");
+                    match same_command_to_upgrade() {
+                        Ok(command) => self.hand_over(Some(command)),
+                        Err(error) => log::error!("upgrade: own binary not found: {error}"),
+                    }
+                }
             }
         }
     }
+}
+
+/// The binary that is on disk now, with the arguments of this process.
+fn same_command_to_upgrade() -> io::Result<Command> {
+    let path = std::env::current_exe()?;
+    // A binary that was replaced is shown with this suffix; the new one has the old name.
+    let path = path.as_os_str().as_encoded_bytes();
+    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
+    let mut command = Command::new(OsStr::from_bytes(path));
+    let arguments = std::env::args_os().skip(1);
+    command.args(arguments.filter(|argument| argument != "--upgrade" && argument != "-u"));
+    command.arg("--upgrade");
+    Ok(command)
 }
 
 /// Tells Pingora when to begin the shutdown.

@@ -71,15 +71,17 @@ fn place(lines: &[usize], index: usize) -> Position {
     }
 }
 
+/// Lines as YAML has them: they end with `\n`, `\r\n`, or a `\r` alone.
 fn line_starts(text: &str) -> Vec<usize> {
-    std::iter::once(0)
-        .chain(
-            text.chars()
-                .enumerate()
-                .filter(|(_, character)| *character == '\n')
-                .map(|(index, _)| index + 1),
-        )
-        .collect()
+    let mut starts = vec![0];
+    let mut characters = text.chars().enumerate().peekable();
+    while let Some((index, character)) = characters.next() {
+        let followed = matches!(characters.peek(), Some((_, '\n')));
+        if character == '\n' || (character == '\r' && !followed) {
+            starts.push(index + 1);
+        }
+    }
+    starts
 }
 
 /// A `${{…}}` in a text; offsets in bytes.

@@ -123,6 +123,22 @@ fn windows_line_ends_and_comments_do_not_shift_positions() {
 }
 
 #[test]
+fn a_carriage_return_alone_ends_a_line() {
+    let text = "a: ${{PORT}}\rb: [x, here]\r\nc: ${{PORT}}\n";
+    let done = substitute_text(text, &env).unwrap();
+    let root = parse_yaml(&done.text, done.map.as_ref()).unwrap().root;
+    let plain = parse_yaml(&done.text, None).unwrap().root;
+    assert_eq!(
+        root.get("b").unwrap().items()[1].position.to_string(),
+        "2:8"
+    );
+    assert_eq!(
+        root.entry("c").unwrap().key_position,
+        plain.entry("c").unwrap().key_position
+    );
+}
+
+#[test]
 fn trees_convert_values_but_not_keys() {
     assert_eq!(
         tree("a: ${{PORT}}\nb: \"${{YES}}\"\nc: x${{PORT}}\nd: '9100'\n${{PORT}}: [\"${{HOST}}\"]"),

@@ -62,7 +62,7 @@ pub struct ProxyApp {
     /// The live connections.
     pub connections: Arc<Connections>,
     /// Where established pairs go.
-    pub relays: Relays,
+    pub relays: Arc<Relays>,
     /// Keeps refusals from flooding the log.
     pub throttle: Throttle,
 }
@@ -94,7 +94,7 @@ impl ProxyApp {
         let started = Instant::now();
         let live = self.connections.enter();
         let metrics = self.metrics.clone();
-        let mut record = Record::open(client, listener, metrics, permit, live);
+        let mut record = Record::open(client, listener, metrics, Some(permit), live);
         let mut preread = Preread::default();
         match self
             .admit(&mut stream, &mut record, &mut preread, started)

@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connections::Live;
@@ -13,7 +14,8 @@ use crate::telemetry::metrics::Metrics;
 use crate::upstream::node::InFlight;
 
 /// Who or what ended a connection, and in which phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum End {
     /// The client went away before it could be let through.
     ClientLeftEarly,
@@ -29,7 +31,10 @@ pub enum End {
     BrokerError,
     /// Nothing was sent either way for the idle timeout.
     IdleTimeout,
+    /// Another process relays it now (an upgrade).
+    HandedOver,
     /// The process ended, or a task died: nobody said why.
+    #[serde(other)]
     Aborted,
 }
 
@@ -44,6 +49,7 @@ impl End {
             End::ClientError => "client_error",
             End::BrokerError => "broker_error",
             End::IdleTimeout => "idle_timeout",
+            End::HandedOver => "handed_over",
             End::Aborted => "aborted",
         }
     }
@@ -69,17 +75,18 @@ pub struct Record {
     pub end: End,
     started: Instant,
     metrics: Arc<Metrics>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
     _live: Live,
 }
 
 impl Record {
-    /// Opens the record of a connection that has just been accepted.
+    /// Opens the record of a connection that has just been accepted. Only one that was handed
+    /// over by another process may be without a place among those that the process may hold.
     pub fn open(
         client: SocketAddr,
         listener: Arc<Listener>,
         metrics: Arc<Metrics>,
-        permit: OwnedSemaphorePermit,
+        permit: Option<OwnedSemaphorePermit>,
         live: Live,
     ) -> Self {
         listener.active.inc();
@@ -96,6 +103,17 @@ impl Record {
             _permit: permit,
             _live: live,
         }
+    }
+
+    /// How long the connection has lived.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Makes the connection as old as it is: it lived in another process before.
+    pub fn set_age(&mut self, age: Duration) {
+        let now = Instant::now();
+        self.started = now.checked_sub(age).unwrap_or(now);
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::net::TcpListener as StdListener;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,7 +15,7 @@ use pingora_core::apps::ServerApp;
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::Service;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::client_stream::ClientStream;
@@ -31,28 +31,38 @@ pub struct ListenService<A> {
     name: String,
     app: Arc<A>,
     sockets: Vec<(Arc<Listener>, StdListener)>,
-    places: Arc<Semaphore>,
     threads: Option<usize>,
+    admission: Admission,
+}
+
+/// When connections are accepted.
+#[derive(Clone)]
+pub struct Admission {
+    /// How many connections may be served at a time; beyond it, one more waits at each listener
+    /// and all others in the kernel's queue.
+    pub places: Arc<Semaphore>,
+    /// False while another process accepts on the same sockets (an upgrade).
+    pub accepting: watch::Receiver<bool>,
+    /// Told once all listeners accept.
+    pub started: mpsc::Sender<()>,
 }
 
 impl<A> ListenService<A> {
-    /// A service over `sockets` (non-blocking, listening). `max_connections` bounds how many
-    /// connections it serves at a time; beyond it, one more waits at each listener and all others
-    /// in the kernel's queue.
-    /// `threads` is the number of threads that serve them; `None` takes Pingora's setting.
+    /// A service over `sockets` (non-blocking, listening). `threads` is the number of threads
+    /// that serve them; `None` takes Pingora's setting.
     pub fn new(
         name: &str,
         app: Arc<A>,
         sockets: Vec<(Arc<Listener>, StdListener)>,
-        max_connections: usize,
         threads: Option<usize>,
+        admission: Admission,
     ) -> Self {
         ListenService {
             name: name.to_owned(),
             app,
             sockets,
-            places: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
             threads,
+            admission,
         }
     }
 }
@@ -70,12 +80,14 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListenService<A> {
             match TcpListener::from_std(socket) {
                 Ok(socket) => {
                     log::info!("listening on {}", listener.address);
-                    let (app, places) = (self.app.clone(), self.places.clone());
-                    accepting.spawn(accept(app, listener, socket, places, shutdown.clone()));
+                    let (app, admission) = (self.app.clone(), self.admission.clone());
+                    accepting.spawn(accept(app, listener, socket, admission, shutdown.clone()));
                 }
                 Err(error) => log::error!("cannot listen on {}: {error}", listener.address),
             }
         }
+        // Nobody listens unless this process takes over from another one.
+        let _ = self.admission.started.send(());
         accepting.join_all().await;
         self.app.cleanup().await;
     }
@@ -94,28 +106,40 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
     app: Arc<A>,
     listener: Arc<Listener>,
     socket: TcpListener,
-    places: Arc<Semaphore>,
+    admission: Admission,
     mut shutdown: ShutdownWatch,
 ) {
+    let Admission {
+        places,
+        mut accepting,
+        ..
+    } = admission;
     let throttle = Throttle::default();
     let mut stopped = shutdown.clone();
-    let stop = stopped.wait_for(|&stop| stop);
+    let stop = until(&mut stopped, true);
     tokio::pin!(stop);
     loop {
-        let next = async {
-            let (stream, client) = socket.accept().await?;
-            // The semaphore is never closed.
-            let permit = places.clone().acquire_owned().await;
-            permit
-                .map(|permit| (stream, client, permit))
-                .map_err(io::Error::other)
-        };
         let accepted = tokio::select! {
-            _ = &mut stop => return,
-            accepted = next => accepted,
+            () = &mut stop => return,
+            () = until(&mut accepting, false) => {
+                // Another process accepts now; this one waits in case it has to go on.
+                tokio::select! {
+                    () = &mut stop => return,
+                    () = until(&mut accepting, true) => continue,
+                }
+            }
+            accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((stream, client, permit)) => {
+            Ok((stream, client)) => {
+                let permit = tokio::select! {
+                    () = &mut stop => return,
+                    permit = places.clone().acquire_owned() => permit,
+                };
+                // The semaphore is never closed.
+                let Ok(permit) = permit else {
+                    return;
+                };
                 let connection = Box::new(ClientStream {
                     stream,
                     client,
@@ -138,6 +162,14 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
             // The client was gone before it was accepted.
             Err(error) => log::debug!("accept on {}: {error}", listener.address),
         }
+    }
+}
+
+/// Waits until the value is the wanted one; for ever when nobody can change it any more.
+async fn until(value: &mut watch::Receiver<bool>, wanted: bool) {
+    let gone = value.wait_for(|&value| value == wanted).await.is_err();
+    if gone {
+        std::future::pending().await
     }
 }
 

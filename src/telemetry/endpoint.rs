@@ -35,7 +35,9 @@ impl ServeHttp for MetricsEndpoint {
         headers.insert(header::CONTENT_LENGTH, length);
         headers.insert(
             header::CONTENT_TYPE,
-            header::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
+            header::HeaderValue::from_static(
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            ),
         );
         response
     }

@@ -3,6 +3,7 @@
 //! Names that APISIX's stream prometheus plugin has are kept; the rest is `mqtt_proxy_*`. Labels
 //! are bounded by the configuration and by fixed lists of reasons: never a client id.
 
+use std::borrow::Cow;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -24,7 +25,13 @@ struct ByListener {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByReason {
-    reason: &'static str,
+    reason: Cow<'static, str>,
+}
+
+fn by_reason(reason: &str) -> ByReason {
+    ByReason {
+        reason: Cow::Owned(reason.to_owned()),
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -163,11 +170,13 @@ impl Metrics {
 
     /// A connection was refused.
     pub fn refused(&self, reason: &'static str) {
+        let reason = Cow::Borrowed(reason);
         self.refused.get_or_create(&ByReason { reason }).inc();
     }
 
     /// A connection ended after so many bytes.
     pub fn ended(&self, reason: &'static str, to_broker: u64, to_client: u64) {
+        let reason = Cow::Borrowed(reason);
         self.ended.get_or_create(&ByReason { reason }).inc();
         self.bytes_to_broker.inc_by(to_broker);
         self.bytes_to_client.inc_by(to_client);
@@ -193,6 +202,51 @@ impl Metrics {
         }
     }
 
+    /// Adds the counters of another process, as [`encode`](Self::encode) wrote them there. Gauges
+    /// count what this process holds itself; a counter that it does not have is left out.
+    pub fn carry_on(&self, text: &str) {
+        for line in text.lines() {
+            let Some((name, value)) = line.rsplit_once(' ') else {
+                continue;
+            };
+            let Ok(value) = value.parse::<u64>() else {
+                continue;
+            };
+            let (name, label) = match name.split_once('{') {
+                Some((name, labels)) => (name, labels.split('"').nth(1).unwrap_or_default()),
+                None => (name, ""),
+            };
+            self.counter(name, label, |counter| {
+                counter.inc_by(value);
+            });
+        }
+    }
+
+    fn counter(&self, name: &str, label: &str, add: impl FnOnce(&Counter)) {
+        let owned = || label.to_owned();
+        match name {
+            "apisix_stream_connection_total" => {
+                add(&self.connections.get_or_create(&ByRoute { route: owned() }));
+            }
+            "mqtt_proxy_hash_key_missing_total" => {
+                add(&self
+                    .hash_key_missing
+                    .get_or_create(&ByRoute { route: owned() }));
+            }
+            "mqtt_proxy_upstream_connect_failures_total" => {
+                let by = ByUpstream { upstream: owned() };
+                add(&self.connect_failures.get_or_create(&by));
+            }
+            "mqtt_proxy_refused_total" => add(&self.refused.get_or_create(&by_reason(label))),
+            "mqtt_proxy_connections_ended_total" => {
+                add(&self.ended.get_or_create(&by_reason(label)));
+            }
+            "mqtt_proxy_to_broker_bytes_total" => add(&self.bytes_to_broker),
+            "mqtt_proxy_to_client_bytes_total" => add(&self.bytes_to_client),
+            _ => {}
+        }
+    }
+
     /// The text that a scrape gets.
     pub fn encode(&self) -> String {
         let mut text = String::new();
@@ -205,6 +259,23 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_carry_on_in_another_process_and_gauges_do_not() {
+        let old = Metrics::default();
+        old.connection_on_route("mqtt");
+        old.active_connections("0.0.0.0:9100".to_owned()).inc();
+        old.ended("client_closed", 10, 20);
+        let new = Metrics::default();
+        new.ended("client_closed", 1, 1);
+        new.carry_on(&old.encode());
+        new.carry_on("# EOF\nnonsense\nunknown_total{a=\"b\"} 7\nmqtt_proxy_refused_total{ 1");
+        let text = new.encode();
+        assert!(text.contains("apisix_stream_connection_total{route=\"mqtt\"} 1"));
+        assert!(text.contains("mqtt_proxy_connections_ended_total{reason=\"client_closed\"} 2"));
+        assert!(text.contains("mqtt_proxy_to_client_bytes_total 21"));
+        assert!(!text.contains("active_connections{"), "{text}");
+    }
 
     #[test]
     fn the_text_has_apisix_names_and_ours() {

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
 use super::client::{Client, End, is_reset};
 use super::mqtt::{ACCEPTED, ACCEPTED_5, Connect};
-use super::ports::{DeadPort, free_port, local};
+use super::ports::{DeadPort, bound_patiently, free_port, local};
 use super::wait::{SOON, wait_until};
 
 /// Counts accepts over all brokers of the process, so that their order is known.
@@ -42,7 +42,10 @@ impl Seen {
         wait_until("the bytes to reach the broker", SOON, || {
             (self.received.lock().expect("received").len() >= expected.len()).then_some(())
         });
-        assert!(self.received() == expected, "the broker received other bytes than were sent");
+        assert!(
+            self.received() == expected,
+            "the broker received other bytes than were sent"
+        );
     }
 
     /// How the proxy ended its sending side, once it has.
@@ -52,7 +55,11 @@ impl Seen {
 
     /// Waits for that end.
     pub fn wait_for_end(&self) -> End {
-        wait_until("the proxy to end the connection to the broker", SOON, || self.end())
+        wait_until(
+            "the proxy to end the connection to the broker",
+            SOON,
+            || self.end(),
+        )
     }
 }
 
@@ -74,7 +81,11 @@ impl Conn {
                     return 0;
                 }
                 Ok(n) => {
-                    self.seen.received.lock().expect("received").extend_from_slice(&buffer[..n]);
+                    self.seen
+                        .received
+                        .lock()
+                        .expect("received")
+                        .extend_from_slice(&buffer[..n]);
                     return n;
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
@@ -136,8 +147,14 @@ impl Conn {
 
     /// Reads the CONNECT and accepts it; `false` when none comes.
     pub fn accept_mqtt(&mut self) -> bool {
-        let Some(packet) = self.read_packet() else { return false };
-        let body = packet.iter().skip(1).position(|b| b & 0x80 == 0).map_or(2, |at| at + 2);
+        let Some(packet) = self.read_packet() else {
+            return false;
+        };
+        let body = packet
+            .iter()
+            .skip(1)
+            .position(|b| b & 0x80 == 0)
+            .map_or(2, |at| at + 2);
         let name = packet.get(body + 1).map_or(0, |len| usize::from(*len));
         let five = packet.get(body + 2 + name) == Some(&5);
         self.send(if five { ACCEPTED_5 } else { ACCEPTED })
@@ -266,8 +283,11 @@ impl Broker {
         self.dead = None;
         let listener = bind(self.addr);
         let stop = Arc::new(AtomicBool::new(false));
-        let (seen, script, stopped) =
-            (Arc::clone(&self.seen), Arc::clone(&self.script), Arc::clone(&stop));
+        let (seen, script, stopped) = (
+            Arc::clone(&self.seen),
+            Arc::clone(&self.script),
+            Arc::clone(&stop),
+        );
         let thread = std::thread::spawn(move || accept(&listener, &seen, &script, &stopped));
         self.listening = Some(Listening { stop, thread });
     }
@@ -284,9 +304,7 @@ impl Drop for Broker {
 }
 
 fn bind(addr: SocketAddr) -> TcpListener {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("a socket");
-    socket.set_reuse_address(true).expect("SO_REUSEADDR");
-    socket.bind(&addr.into()).unwrap_or_else(|e| panic!("a broker cannot bind {addr}: {e}"));
+    let socket = bound_patiently(addr);
     socket.listen(1024).expect("listen");
     socket.into()
 }
@@ -310,7 +328,12 @@ fn accept(
         });
         seen.lock().expect("seen").push(Arc::clone(&record));
         let script = Arc::clone(script);
-        std::thread::spawn(move || script(Conn { stream, seen: record }));
+        std::thread::spawn(move || {
+            script(Conn {
+                stream,
+                seen: record,
+            })
+        });
     }
 }
 
@@ -325,7 +348,10 @@ impl Brokers {
 
     /// Their addresses as a node is written.
     pub fn nodes(&self) -> Vec<String> {
-        self.0.iter().map(|broker| broker.addr().to_string()).collect()
+        self.0
+            .iter()
+            .map(|broker| broker.addr().to_string())
+            .collect()
     }
 
     /// The map form of `nodes` with these weights, in one line.
@@ -360,7 +386,10 @@ impl Brokers {
         let before = self.accepted();
         let client = connect();
         let index = wait_until("one of the brokers to accept", SOON, || {
-            self.accepted().iter().zip(&before).position(|(now, then)| now > then)
+            self.accepted()
+                .iter()
+                .zip(&before)
+                .position(|(now, then)| now > then)
         });
         (index, client)
     }

@@ -43,7 +43,9 @@ impl Client {
     pub fn from(source: &str, addr: SocketAddr) -> Self {
         let source: IpAddr = source.parse().expect("an IP address");
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("a socket");
-        socket.bind(&SocketAddr::new(source, 0).into()).expect("bind");
+        socket
+            .bind(&SocketAddr::new(source, 0).into())
+            .expect("bind");
         socket
             .connect_timeout(&addr.into(), SOON)
             .unwrap_or_else(|e| panic!("cannot connect to {addr} from {source}: {e}"));
@@ -59,7 +61,11 @@ impl Client {
     pub fn mqtt(port: u16, connect: &Connect) -> Self {
         let mut client = Self::to(port);
         client.send(&connect.build());
-        client.expect(if connect.level == 5 { ACCEPTED_5 } else { ACCEPTED });
+        client.expect(if connect.level == 5 {
+            ACCEPTED_5
+        } else {
+            ACCEPTED
+        });
         client
     }
 
@@ -94,14 +100,20 @@ impl Client {
             "expected {} but got {} ({})",
             show(expected),
             show(&got.0),
-            got.1.map_or("still open".to_owned(), |end| format!("then {end:?}")),
+            got.1
+                .map_or("still open".to_owned(), |end| format!("then {end:?}")),
         );
     }
 
     /// Reads exactly `len` bytes.
     pub fn read_exactly(&mut self, len: usize) -> Vec<u8> {
         let (bytes, end) = self.read_up_to(len, SOON);
-        assert_eq!(bytes.len(), len, "wanted {len} bytes, got {} and {end:?}", bytes.len());
+        assert_eq!(
+            bytes.len(),
+            len,
+            "wanted {len} bytes, got {} and {end:?}",
+            bytes.len()
+        );
         bytes
     }
 
@@ -148,20 +160,32 @@ impl Client {
     /// Expects the other side to end cleanly without sending anything (more).
     pub fn expect_fin(&mut self) {
         let (bytes, end) = self.read_to_end(SOON);
-        assert!(bytes.is_empty(), "expected no bytes before the end, got {}", show(&bytes));
+        assert!(
+            bytes.is_empty(),
+            "expected no bytes before the end, got {}",
+            show(&bytes)
+        );
         assert_eq!(end, End::Fin, "expected a clean end");
     }
 
     /// Expects the end of the connection, clean or not, without any byte.
     pub fn expect_closed(&mut self) {
         let (bytes, _) = self.read_to_end(SOON);
-        assert!(bytes.is_empty(), "expected no bytes before the end, got {}", show(&bytes));
+        assert!(
+            bytes.is_empty(),
+            "expected no bytes before the end, got {}",
+            show(&bytes)
+        );
     }
 
     /// Expects these bytes and then a clean end.
     pub fn expect_last(&mut self, expected: &[u8]) {
         let (bytes, end) = self.read_to_end(SOON);
-        assert_eq!(show(&bytes), show(expected), "the bytes before the end ({end:?})");
+        assert_eq!(
+            show(&bytes),
+            show(expected),
+            "the bytes before the end ({end:?})"
+        );
         assert_eq!(end, End::Fin, "a reset could have destroyed the last bytes");
     }
 
@@ -217,5 +241,9 @@ pub fn show(bytes: &[u8]) -> String {
     if bytes.len() > 80 {
         text.push_str(&format!("… ({} bytes)", bytes.len()));
     }
-    if text.is_empty() { "nothing".to_owned() } else { text.trim_end().to_owned() }
+    if text.is_empty() {
+        "nothing".to_owned()
+    } else {
+        text.trim_end().to_owned()
+    }
 }

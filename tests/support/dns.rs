@@ -29,7 +29,9 @@ impl Dns {
     /// A server that knows no name yet (every query gets NXDOMAIN).
     pub fn start() -> Self {
         let socket = UdpSocket::bind(local(0)).expect("a UDP port");
-        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("timeout");
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .expect("timeout");
         let port = socket.local_addr().expect("bound").port();
         let zone: Arc<Mutex<Zone>> = Arc::default();
         let stop = Arc::new(AtomicBool::new(false));
@@ -45,8 +47,15 @@ impl Dns {
 
     /// What a name stands for from now on, and for how many seconds resolvers may remember it.
     pub fn set(&self, name: &str, addrs: &[&str], ttl: u32) {
-        let addrs = addrs.iter().map(|addr| addr.parse().expect("an IP address")).collect();
-        self.zone.lock().expect("zone").records.insert(name.to_owned(), (addrs, ttl));
+        let addrs = addrs
+            .iter()
+            .map(|addr| addr.parse().expect("an IP address"))
+            .collect();
+        self.zone
+            .lock()
+            .expect("zone")
+            .records
+            .insert(name.to_owned(), (addrs, ttl));
     }
 
     /// The name does not exist any more.
@@ -61,7 +70,13 @@ impl Dns {
 
     /// How often a name was asked for (all types together).
     pub fn queries(&self, name: &str) -> usize {
-        self.zone.lock().expect("zone").queries.get(name).copied().unwrap_or(0)
+        self.zone
+            .lock()
+            .expect("zone")
+            .queries
+            .get(name)
+            .copied()
+            .unwrap_or(0)
     }
 }
 
@@ -74,7 +89,9 @@ impl Drop for Dns {
 fn serve(socket: &UdpSocket, zone: &Mutex<Zone>, stop: &AtomicBool) {
     let mut buffer = [0_u8; 2048];
     while !stop.load(Ordering::SeqCst) {
-        let Ok((len, client)) = socket.recv_from(&mut buffer) else { continue };
+        let Ok((len, client)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
         if let Some(answer) = answer(&buffer[..len], zone) {
             let _ = socket.send_to(&answer, client);
         }

@@ -32,8 +32,14 @@ impl Files {
 
     /// An empty folder; `routes` is the name of the resource file.
     pub fn empty(routes: &'static str) -> Self {
-        let dir = tempfile::Builder::new().prefix("mqtt-proxy-test-").tempdir().expect("temp dir");
-        Self { dir: Arc::new(dir), routes }
+        let dir = tempfile::Builder::new()
+            .prefix("mqtt-proxy-test-")
+            .tempdir()
+            .expect("temp dir");
+        Self {
+            dir: Arc::new(dir),
+            routes,
+        }
     }
 
     /// The folder.

@@ -8,6 +8,7 @@
 pub mod broker;
 pub mod client;
 pub mod dns;
+pub mod door;
 pub mod explain;
 pub mod files;
 pub mod metrics;
@@ -23,6 +24,7 @@ pub mod wait;
 
 pub use broker::{Broker, Brokers};
 pub use client::{Client, End};
+pub use door::{Door, door, door_to, send};
 pub use explain::{explain, explained_nodes};
 pub use files::{Files, config, config_with};
 pub use mqtt::Connect;

@@ -29,7 +29,10 @@ impl Mosquitto {
 
     /// The same on this address.
     pub fn start_at(addr: SocketAddr) -> Self {
-        let dir = tempfile::Builder::new().prefix("mosquitto-").tempdir().expect("temp dir");
+        let dir = tempfile::Builder::new()
+            .prefix("mosquitto-")
+            .tempdir()
+            .expect("temp dir");
         let text = format!(
             "listener {} {}\nallow_anonymous true\nuser root\npersistence true\n\
              persistence_location {}/\nautosave_interval 1\nautosave_on_changes true\n\
@@ -47,7 +50,11 @@ impl Mosquitto {
 
     fn wait(&mut self) {
         wait_until("mosquitto to listen", SOON, || {
-            assert!(self.process.is_running(), "mosquitto ended: {:?}", self.process.lines());
+            assert!(
+                self.process.is_running(),
+                "mosquitto ended: {:?}",
+                self.process.lines()
+            );
             std::net::TcpStream::connect(self.addr).ok().map(drop)
         });
     }
@@ -84,10 +91,14 @@ impl Mosquitto {
 }
 
 fn spawn(dir: &Path) -> Process {
-    let program = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/opt/homebrew/sbin/mosquitto"]
-        .into_iter()
-        .find(|path| Path::new(path).exists())
-        .unwrap_or("mosquitto");
+    let program = [
+        "/usr/sbin/mosquitto",
+        "/usr/local/sbin/mosquitto",
+        "/opt/homebrew/sbin/mosquitto",
+    ]
+    .into_iter()
+    .find(|path| Path::new(path).exists())
+    .unwrap_or("mosquitto");
     let mut command = Command::new(program);
     command.arg("-c").arg(dir.join("mosquitto.conf"));
     Process::spawn("mosquitto", &mut command, HINT)
@@ -107,7 +118,16 @@ pub fn receive(port: u16, args: &[&str]) -> Ran {
 /// [`Mosquitto::wait_for_subscriber`] says when it has subscribed.
 pub fn subscriber(port: u16, args: &[&str]) -> Process {
     let mut command = Command::new("stdbuf");
-    command.args(["-oL", "mosquitto_sub", "-h", "127.0.0.1", "-p", &port.to_string()]).args(args);
+    command
+        .args([
+            "-oL",
+            "mosquitto_sub",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &port.to_string(),
+        ])
+        .args(args);
     Process::spawn("mosquitto_sub", &mut command, HINT)
 }
 
@@ -126,7 +146,9 @@ fn run(program: &str, port: u16, args: &[&str]) -> Ran {
     match ended.recv_timeout(Duration::from_secs(20)) {
         Ok(output) => output.expect("output").into(),
         Err(_) => {
-            let pid = i32::try_from(id).ok().and_then(rustix::process::Pid::from_raw);
+            let pid = i32::try_from(id)
+                .ok()
+                .and_then(rustix::process::Pid::from_raw);
             let _ = rustix::process::kill_process(
                 pid.expect("a process id"),
                 rustix::process::Signal::KILL,

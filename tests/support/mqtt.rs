@@ -33,7 +33,11 @@ impl Connect {
     /// A clean-session CONNECT of level 3, 4 or 5 with keep alive 60.
     pub fn level(level: u8, client_id: &str) -> Self {
         Self {
-            name: if level == 3 { b"MQIsdp".to_vec() } else { b"MQTT".to_vec() },
+            name: if level == 3 {
+                b"MQIsdp".to_vec()
+            } else {
+                b"MQTT".to_vec()
+            },
             level,
             flags: 0x02,
             keep_alive: 60,

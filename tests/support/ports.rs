@@ -1,9 +1,12 @@
 //! Ports that nothing else uses.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
 
 use socket2::{Domain, Socket, Type};
+
+use super::wait::{SOON, wait_until};
 
 /// 127.0.0.1 with this port.
 pub fn local(port: u16) -> SocketAddr {
@@ -28,8 +31,12 @@ pub fn free_port() -> u16 {
     let mut candidate =
         next.unwrap_or_else(|| LOWEST + (std::process::id().wrapping_mul(7_919) % span) as u16);
     for _ in 0..span {
-        candidate = if candidate + 1 >= highest { LOWEST } else { candidate + 1 };
-        if TcpListener::bind(local(candidate)).is_ok() {
+        candidate = if candidate + 1 >= highest {
+            LOWEST
+        } else {
+            candidate + 1
+        };
+        if bound(local(candidate)).is_ok() {
             *next = Some(candidate);
             return candidate;
         }
@@ -40,6 +47,21 @@ pub fn free_port() -> u16 {
 /// Several free ports at once.
 pub fn free_ports<const N: usize>() -> [u16; N] {
     std::array::from_fn(|_| free_port())
+}
+
+/// A socket that is bound and does not listen. Such sockets do not stand in each other's way, so
+/// this is also how a port is probed.
+fn bound(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
+/// The same for an address that is known to be free. A child process that another thread is just
+/// starting may hold a copy of a listener there for some milliseconds, between fork and exec.
+pub fn bound_patiently(addr: SocketAddr) -> Socket {
+    wait_until(&format!("{addr} to be free"), SOON, || bound(addr).ok())
 }
 
 fn lowest_ephemeral_port() -> u16 {
@@ -63,10 +85,10 @@ impl DeadPort {
 
     /// Keeps this address dead.
     pub fn at(addr: SocketAddr) -> Self {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("a socket");
-        socket.set_reuse_address(true).expect("SO_REUSEADDR");
-        socket.bind(&addr.into()).unwrap_or_else(|e| panic!("cannot bind {addr}: {e}"));
-        Self { addr, _socket: socket }
+        Self {
+            addr,
+            _socket: bound_patiently(addr),
+        }
     }
 
     /// The address that refuses.
@@ -92,9 +114,7 @@ impl BlackHole {
     /// A black hole on 127.0.0.1.
     pub fn new() -> Self {
         let addr = local(free_port());
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        socket.set_reuse_address(true).expect("SO_REUSEADDR");
-        socket.bind(&addr.into()).expect("bind");
+        let socket = bound_patiently(addr);
         socket.listen(0).expect("listen");
         let mut fillers = Vec::new();
         loop {
@@ -108,7 +128,11 @@ impl BlackHole {
             }
             assert!(fillers.len() < 64, "the accept queue of {addr} never fills");
         }
-        Self { addr, _socket: socket, _fillers: fillers }
+        Self {
+            addr,
+            _socket: socket,
+            _fillers: fillers,
+        }
     }
 
     /// The address on which a connect hangs.

@@ -11,7 +11,9 @@ use rustix::process::{Pid, Signal, kill_process};
 /// hold a thousand connections.
 pub fn more_open_files() {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current = limit.maximum.map_or(Some(16_384), |max| Some(max.min(16_384)));
+    limit.current = limit
+        .maximum
+        .map_or(Some(16_384), |max| Some(max.min(16_384)));
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("more open files");
 }
 
@@ -45,7 +47,11 @@ impl Process {
         let stderr = child.stderr.take().expect("piped");
         keep(stdout, Arc::clone(&lines));
         keep(stderr, Arc::clone(&lines));
-        Self { name: name.to_owned(), child, lines }
+        Self {
+            name: name.to_owned(),
+            child,
+            lines,
+        }
     }
 
     /// The process id.
@@ -55,7 +61,10 @@ impl Process {
 
     /// Sends a signal to this process only.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        let pid = i32::try_from(self.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .expect("a process id");
         kill_process(pid, signal).expect("signal");
     }
 
@@ -71,7 +80,10 @@ impl Process {
 
     /// How many lines so far contain `text`.
     pub fn count(&self, text: &str) -> usize {
-        self.lines().iter().filter(|line| line.contains(text)).count()
+        self.lines()
+            .iter()
+            .filter(|line| line.contains(text))
+            .count()
     }
 
     /// Waits for a line with `text` among those behind `mark`, and returns it.
@@ -96,7 +108,11 @@ impl Process {
                     self.name
                 );
             }
-            drop(self.lines.grown.wait_timeout(guard, Duration::from_millis(20)));
+            drop(
+                self.lines
+                    .grown
+                    .wait_timeout(guard, Duration::from_millis(20)),
+            );
         }
     }
 
@@ -115,7 +131,11 @@ impl Process {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 return status;
             }
-            assert!(start.elapsed() < within, "{} still runs after {within:?}", self.name);
+            assert!(
+                start.elapsed() < within,
+                "{} still runs after {within:?}",
+                self.name
+            );
             std::thread::sleep(Duration::from_millis(3));
         }
     }
@@ -133,7 +153,11 @@ impl Drop for Process {
         if std::thread::panicking() {
             let lines = self.lines();
             let tail = lines.len().saturating_sub(60);
-            eprintln!("--- last lines of {}:\n{}\n---", self.name, lines[tail..].join("\n"));
+            eprintln!(
+                "--- last lines of {}:\n{}\n---",
+                self.name,
+                lines[tail..].join("\n")
+            );
         }
     }
 }

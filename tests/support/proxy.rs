@@ -49,11 +49,18 @@ impl Proxy {
     /// Starts it and waits for nothing.
     pub fn spawn(files: &Files, change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(BINARY);
-        command.arg("run").arg("-c").arg(files.config_path()).current_dir(files.dir());
+        command
+            .arg("run")
+            .arg("-c")
+            .arg(files.config_path())
+            .current_dir(files.dir());
         clean_environment(&mut command);
         change(&mut command);
         let process = Process::spawn("mqtt-proxy", &mut command, "cargo builds it");
-        Self { process, _files: files.clone() }
+        Self {
+            process,
+            _files: files.clone(),
+        }
     }
 
     /// Waits for a line of the log that contains `text`.
@@ -83,8 +90,8 @@ impl Proxy {
 
     /// Resident memory of the process in KiB.
     pub fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()))
-            .expect("the proxy runs");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the proxy runs");
         status
             .lines()
             .find_map(|line| line.strip_prefix("VmRSS:"))
@@ -95,9 +102,18 @@ impl Proxy {
     /// CPU time that the process has used so far.
     pub fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("stat");
-        let fields: Vec<&str> =
-            stat.rsplit(')').next().expect("fields").split_whitespace().collect();
-        let ticks = |i: usize| fields.get(i).and_then(|t| t.parse::<u64>().ok()).expect("ticks");
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .expect("fields")
+            .split_whitespace()
+            .collect();
+        let ticks = |i: usize| {
+            fields
+                .get(i)
+                .and_then(|t| t.parse::<u64>().ok())
+                .expect("ticks")
+        };
         Duration::from_millis((ticks(11) + ticks(12)) * 10)
     }
 
@@ -145,7 +161,10 @@ pub struct Ran {
 impl Ran {
     /// Both outputs, for messages.
     pub fn all(&self) -> String {
-        format!("exit {}\nstdout:\n{}stderr:\n{}", self.code, self.stdout, self.stderr)
+        format!(
+            "exit {}\nstdout:\n{}stderr:\n{}",
+            self.code, self.stdout, self.stderr
+        )
     }
 }
 
@@ -168,12 +187,13 @@ pub fn cli<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Ran {
 }
 
 /// The same with a changed environment or folder.
-pub fn cli_with<S: AsRef<std::ffi::OsStr>>(
-    args: &[S],
-    change: impl FnOnce(&mut Command),
-) -> Ran {
+pub fn cli_with<S: AsRef<std::ffi::OsStr>>(args: &[S], change: impl FnOnce(&mut Command)) -> Ran {
     let mut command = Command::new(BINARY);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     clean_environment(&mut command);
     change(&mut command);
     let child = command.spawn().expect("the binary starts");
@@ -183,7 +203,9 @@ pub fn cli_with<S: AsRef<std::ffi::OsStr>>(
     match ended.recv_timeout(Duration::from_secs(30)) {
         Ok(output) => output.expect("output").into(),
         Err(_) => {
-            let pid = i32::try_from(id).ok().and_then(rustix::process::Pid::from_raw);
+            let pid = i32::try_from(id)
+                .ok()
+                .and_then(rustix::process::Pid::from_raw);
             let _ = rustix::process::kill_process(pid.expect("a process id"), Signal::KILL);
             panic!("the command had not ended after 30 s");
         }
@@ -192,5 +214,8 @@ pub fn cli_with<S: AsRef<std::ffi::OsStr>>(
 
 /// Nothing of the caller's environment may steer the proxy under test.
 fn clean_environment(command: &mut Command) {
-    command.env_remove("RUST_LOG").env_remove("APISIX_PROFILE").env_remove("NO_COLOR");
+    command
+        .env_remove("RUST_LOG")
+        .env_remove("APISIX_PROFILE")
+        .env_remove("NO_COLOR");
 }

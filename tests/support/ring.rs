@@ -44,7 +44,10 @@ impl Ring {
             }
         }
         points.sort_unstable();
-        Self { names: nodes.iter().map(|node| node.0.clone()).collect(), points }
+        Self {
+            names: nodes.iter().map(|node| node.0.clone()).collect(),
+            points,
+        }
     }
 
     /// All points in order, each with the index of its node.
@@ -73,7 +76,10 @@ impl Ring {
 
     /// The names of the nodes in the order of attempts.
     pub fn names_for(&self, key: impl AsRef<[u8]>) -> Vec<&str> {
-        self.order(key).into_iter().map(|index| self.names[index].as_str()).collect()
+        self.order(key)
+            .into_iter()
+            .map(|index| self.names[index].as_str())
+            .collect()
     }
 
     /// The first of the ids `<prefix>0`, `<prefix>1`, … that belongs to the node `index`.
@@ -84,7 +90,10 @@ impl Ring {
     /// The first `count` of these ids.
     pub fn ids_for(&self, index: usize, prefix: &str, count: usize) -> Vec<String> {
         let ids = (0..100_000).map(|n| format!("{prefix}{n}"));
-        let found: Vec<String> = ids.filter(|id| self.pick(id) == index).take(count).collect();
+        let found: Vec<String> = ids
+            .filter(|id| self.pick(id) == index)
+            .take(count)
+            .collect();
         assert_eq!(found.len(), count, "ids of node {index}");
         found
     }

@@ -265,7 +265,9 @@ fn zero_weights_on_a_ring_are_told() {
     let text = "{type: chash, key: remote_addr, nodes: {'a:1': 0, 'b:1': 0}}";
     assert_eq!(
         messages(text),
-        ["warning: x.nodes: all weights of priority 0 are 0: all are used equally, where APISIX closes every connection"]
+        [
+            "warning: x.nodes: all weights of priority 0 are 0: all are used equally, where APISIX closes every connection"
+        ]
     );
     assert!(messages("{type: chash, key: remote_addr, nodes: {'a:1': 0}}").is_empty());
     assert!(messages("{nodes: {'a:1': 0, 'b:1': 0}}").is_empty());

@@ -8,6 +8,8 @@
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::IdleTimeout;
 use crate::session::outcome::{End, Record};
 
@@ -58,8 +60,10 @@ struct Owed {
     written: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+/// How far a direction has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
     /// The sender may send more.
     Open,
     /// The sender has ended; the receiver is to be told when it has got everything.
@@ -75,6 +79,30 @@ enum State {
 enum Failure {
     Sender,
     Receiver,
+}
+
+/// One direction, to be looked at.
+#[derive(Debug)]
+pub struct FlowParts<'a> {
+    /// How far it has come.
+    pub state: State,
+    /// Read and not yet written.
+    pub owed: &'a [u8],
+}
+
+/// Everything of a pair, to be looked at.
+#[derive(Debug)]
+pub struct PairParts<'a> {
+    /// Client to broker.
+    pub up: FlowParts<'a>,
+    /// Broker to client.
+    pub down: FlowParts<'a>,
+    /// When silence ends it.
+    pub idle: IdleTimeout,
+    /// Whether `record.end` says what ended it.
+    pub ended: bool,
+    /// Its record.
+    pub record: &'a Record,
 }
 
 /// The two flows of a connection, its idle timeout and its record.
@@ -93,6 +121,16 @@ impl Flow {
         Flow {
             state: State::Open,
             owed,
+        }
+    }
+
+    fn parts(&self) -> FlowParts<'_> {
+        FlowParts {
+            state: self.state,
+            owed: match &self.owed {
+                Some(owed) => &owed.bytes[owed.written..],
+                None => &[],
+            },
         }
     }
 
@@ -187,6 +225,40 @@ impl Pair {
             ended: false,
             record,
         }
+    }
+
+    /// A pair as it was in another process: state and owed bytes of each flow, what ended it if
+    /// one side has ended already.
+    pub fn from_parts(
+        up: (State, Vec<u8>),
+        down: (State, Vec<u8>),
+        idle: IdleTimeout,
+        end: Option<End>,
+        record: Record,
+    ) -> Self {
+        let mut pair = Pair::new(up.1, down.1, idle, record);
+        (pair.up.state, pair.down.state) = (up.0, down.0);
+        if let Some(end) = end {
+            pair.note(end);
+        }
+        pair
+    }
+
+    /// Everything of it.
+    pub fn parts(&self) -> PairParts<'_> {
+        PairParts {
+            up: self.up.parts(),
+            down: self.down.parts(),
+            idle: self.idle,
+            ended: self.ended,
+            record: &self.record,
+        }
+    }
+
+    /// Ends it here because another process relays it now.
+    pub fn handed_over(mut self) {
+        self.ended = false;
+        self.note(End::HandedOver);
     }
 
     /// Moves what can be moved now, both ways. The second value says whether anything moved.

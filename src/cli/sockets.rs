@@ -1,0 +1,114 @@
+//! The listening sockets of the process, bound here or inherited from the process before it.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::Failure;
+use crate::config::settings::Settings;
+use crate::session::listener::{Listener, bind};
+use crate::telemetry::metrics::Metrics;
+
+/// Descriptors that are not connections: files, epoll, resolver sockets, the log.
+const OTHER_DESCRIPTORS: u64 = 64;
+
+/// A listener and its socket.
+type Bound = (Arc<Listener>, TcpListener);
+
+/// All listening sockets.
+pub(super) struct Sockets {
+    /// Those of clients.
+    pub clients: Vec<Bound>,
+    /// The one of the metrics endpoint, if there is one.
+    pub metrics: Option<Bound>,
+}
+
+impl Sockets {
+    /// Takes each listener that is among `inherited` and binds the others. What is left of
+    /// `inherited` closes: this configuration does not have it any more.
+    pub fn open(
+        settings: &Settings,
+        metrics: &Metrics,
+        mut inherited: HashMap<SocketAddr, TcpListener>,
+    ) -> Result<Self, Failure> {
+        let mut open = |address: SocketAddr, written: &str| {
+            let socket = match inherited.remove(&address) {
+                Some(socket) => Ok(socket),
+                None => bind(address),
+            };
+            socket.map_err(|error| Failure::Running(format!("cannot listen on {written}: {error}")))
+        };
+        let mut clients = Vec::with_capacity(settings.listeners.len());
+        for configured in &settings.listeners {
+            let socket = open(configured.addr, &configured.written)?;
+            let listener = Listener {
+                address: configured.addr,
+                active: metrics.active_connections(configured.addr.to_string()),
+            };
+            clients.push((Arc::new(listener), socket));
+        }
+        let metrics = match &settings.metrics {
+            None => None,
+            Some(configured) => {
+                let socket = open(configured.addr, &configured.addr.to_string())?;
+                let listener = Listener {
+                    address: configured.addr,
+                    // Scrapes are no client connections: a gauge that nobody reads.
+                    active: Default::default(),
+                };
+                Some((Arc::new(listener), socket))
+            }
+        };
+        Ok(Sockets { clients, metrics })
+    }
+
+    /// The listeners of clients by address.
+    pub fn listeners(&self) -> HashMap<SocketAddr, Arc<Listener>> {
+        let listeners = self.clients.iter().map(|(listener, _)| listener);
+        listeners
+            .map(|listener| (listener.address, listener.clone()))
+            .collect()
+    }
+
+    /// A second descriptor of every socket, to be handed over in an upgrade.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn clones(&self) -> io::Result<Vec<(SocketAddr, OwnedFd)>> {
+        let all = self.clients.iter().chain(&self.metrics);
+        all.map(|(listener, socket)| Ok((listener.address, socket.try_clone()?.into())))
+            .collect()
+    }
+}
+
+/// How many client connections may live at a time: each takes two descriptors. The soft limit of
+/// open files is raised to the hard one first.
+pub(super) fn max_connections(settings: &Settings, listeners: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let open_files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    // A listener has a second descriptor for an upgrade.
+    let reserved = OTHER_DESCRIPTORS + 2 * listeners as u64;
+    let possible = open_files.map_or(u64::MAX, |files| files.saturating_sub(reserved) / 2);
+    let possible = usize::try_from(possible).unwrap_or(usize::MAX).max(1);
+    match settings.limits.max_connections {
+        0 => possible,
+        wanted if wanted > possible => {
+            log::warn!(
+                "max_connections is {wanted}, but the limit of open files allows {possible}; raise LimitNOFILE"
+            );
+            possible
+        }
+        wanted => wanted,
+    }
+}

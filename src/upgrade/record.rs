@@ -1,0 +1,150 @@
+//! A live pair as bytes: a JSON record of each, and what it owes.
+//!
+//! Records are read leniently: a field that this version does not know is left out, one that is
+//! missing has its default. So one version more or less on the other side does no harm.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::channel::Frame;
+use crate::session::outcome::{End, Record};
+use crate::session::relay::IdleTimeout;
+use crate::session::relay::engine::Carried;
+use crate::session::relay::pair::{FlowParts, Pair, State};
+
+/// Pairs in one frame.
+pub const BATCH: usize = super::channel::MAX_DESCRIPTORS / 2;
+
+/// One pair without its sockets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PairRecord {
+    /// The client's address.
+    pub client: SocketAddr,
+    /// Address of the listener that accepted it.
+    pub listener: SocketAddr,
+    /// Id of its route.
+    #[serde(default)]
+    pub route: Option<String>,
+    /// Label of its node.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Bytes that reached the broker.
+    #[serde(default)]
+    pub to_broker: u64,
+    /// Bytes that reached the client.
+    #[serde(default)]
+    pub to_client: u64,
+    /// How long it has lived, in milliseconds.
+    #[serde(default)]
+    pub age_ms: u64,
+    /// How long it has been silent, in milliseconds.
+    #[serde(default)]
+    pub silent_ms: u64,
+    /// Idle timeout in milliseconds, if it has one.
+    #[serde(default)]
+    pub idle_ms: Option<u64>,
+    /// The same for the time after the broker's end.
+    #[serde(default)]
+    pub idle_after_broker_end_ms: Option<u64>,
+    /// What has ended it, if one side has ended already.
+    #[serde(default)]
+    pub end: Option<End>,
+    /// Client to broker.
+    pub up: FlowRecord,
+    /// Broker to client.
+    pub down: FlowRecord,
+}
+
+/// One direction of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FlowRecord {
+    /// Its state.
+    pub state: State,
+    /// How many bytes it owes; they follow the records, in order.
+    pub owed: usize,
+}
+
+/// A payload for these pairs and the descriptors that go with it.
+///
+/// # Errors
+/// Never in practice: JSON of plain data.
+pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>>)> {
+    let mut records = Vec::with_capacity(pairs.len());
+    let mut owed = Vec::new();
+    let mut descriptors = Vec::with_capacity(2 * pairs.len());
+    for carried in pairs {
+        let parts = carried.pair.parts();
+        let flow = |flow: &FlowParts<'_>| FlowRecord {
+            state: flow.state,
+            owed: flow.owed.len(),
+        };
+        let milliseconds = |duration: Duration| duration.as_millis() as u64;
+        records.push(PairRecord {
+            client: parts.record.client,
+            listener: parts.record.listener.address,
+            route: parts.record.route.as_ref().map(|route| route.id.clone()),
+            node: parts
+                .record
+                .broker
+                .as_ref()
+                .map(|broker| broker.node().label().to_owned()),
+            to_broker: parts.record.to_broker,
+            to_client: parts.record.to_client,
+            age_ms: milliseconds(parts.record.age()),
+            silent_ms: milliseconds(carried.last_activity.elapsed()),
+            idle_ms: parts.idle.open.map(milliseconds),
+            idle_after_broker_end_ms: parts.idle.after_broker_end.map(milliseconds),
+            end: parts.ended.then_some(parts.record.end),
+            up: flow(&parts.up),
+            down: flow(&parts.down),
+        });
+        owed.extend_from_slice(parts.up.owed);
+        owed.extend_from_slice(parts.down.owed);
+        descriptors.extend([carried.client.as_fd(), carried.broker.as_fd()]);
+    }
+    let records = serde_json::to_vec(&records)?;
+    let mut payload = Vec::with_capacity(4 + records.len() + owed.len());
+    payload.extend((records.len() as u32).to_le_bytes());
+    payload.extend(records);
+    payload.extend(owed);
+    Ok((payload, descriptors))
+}
+
+/// The pairs of a frame. `open` makes the record that counts each of them in this process.
+/// `None` when the frame is not what it says.
+pub fn decode(frame: Frame, mut open: impl FnMut(&PairRecord) -> Record) -> Option<Vec<Carried>> {
+    let (length, rest) = frame.payload.split_first_chunk::<4>()?;
+    let (records, mut owed) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    let records: Vec<PairRecord> = serde_json::from_slice(records).ok()?;
+    if frame.descriptors.len() != 2 * records.len() {
+        return None;
+    }
+    let mut descriptors = frame.descriptors.into_iter();
+    let mut pairs = Vec::with_capacity(records.len());
+    for record in &records {
+        let mut take = |flow: FlowRecord| {
+            let (bytes, rest) = owed.split_at_checked(flow.owed)?;
+            owed = rest;
+            Some((flow.state, bytes.to_vec()))
+        };
+        let (up, down) = (take(record.up)?, take(record.down)?);
+        let now = Instant::now();
+        let idle = IdleTimeout {
+            open: record.idle_ms.map(Duration::from_millis),
+            after_broker_end: record.idle_after_broker_end_ms.map(Duration::from_millis),
+        };
+        let silent = Duration::from_millis(record.silent_ms);
+        let state = open(record);
+        pairs.push(Carried {
+            client: descriptors.next()?,
+            broker: descriptors.next()?,
+            pair: Pair::from_parts(up, down, idle, record.end, state),
+            // The clock of a machine that started a moment ago cannot look back that far.
+            last_activity: now.checked_sub(silent).unwrap_or(now),
+        });
+    }
+    owed.is_empty().then_some(pairs)
+}
