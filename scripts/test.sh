@@ -17,9 +17,9 @@ fi
 ulimit -Sn "$hard"
 
 if "${cargo[@]}" nextest --version >/dev/null 2>&1; then
-    "${cargo[@]}" nextest run "${flags[@]}" "$@"
+    "${cargo[@]}" nextest run "${flags[@]}" --no-fail-fast "$@"
     # nextest does not run documentation tests.
     "${cargo[@]}" test "${flags[@]}" --doc
 else
-    "${cargo[@]}" test "${flags[@]}" "$@"
+    "${cargo[@]}" test "${flags[@]}" --no-fail-fast "$@"
 fi

@@ -30,7 +30,7 @@ fn start(more: &str) -> (Broker, u16, Proxy) {
 }
 
 fn refused(port: u16) -> bool {
-    TcpStream::connect(local(port)).is_err()
+    TcpStream::connect_timeout(&local(port), Duration::from_secs(1)).is_err()
 }
 
 #[test]

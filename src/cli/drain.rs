@@ -7,6 +7,7 @@ use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
 
 use crate::session::connections::Connections;
+use crate::upgrade::systemd;
 
 /// Ends the process when it is shutting down and no connection lives any more.
 pub(super) struct Drain {
@@ -23,6 +24,7 @@ impl BackgroundService for Drain {
         // A connection that was accepted just before is counted when its task first runs.
         tokio::task::yield_now().await;
         let live = self.connections.live();
+        systemd::stopping(live);
         if live > 0 {
             log::info!("{live} connections live");
         }

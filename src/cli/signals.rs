@@ -99,6 +99,9 @@ impl BackgroundService for Signals {
                         std::process::exit(0);
                     }
                     terminating = true;
+                    if let Some(upgrade) = self.upgrade.get() {
+                        upgrade.close_listeners();
+                    }
                     self.terminate.notify_one();
                 }
                 _ = interrupt.recv() => {

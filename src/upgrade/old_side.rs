@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -33,7 +33,7 @@ pub struct OldSide {
     /// The live connections.
     pub connections: Arc<Connections>,
     /// The listening sockets.
-    pub listeners: Vec<(SocketAddr, OwnedFd)>,
+    listeners: Mutex<Vec<(SocketAddr, OwnedFd)>>,
     /// Whether this process accepts.
     pub accepting: watch::Sender<bool>,
     /// Counters to carry on.
@@ -56,7 +56,7 @@ impl OldSide {
         OldSide {
             relays,
             connections,
-            listeners,
+            listeners: Mutex::new(listeners),
             accepting,
             metrics,
             socket,
@@ -81,6 +81,19 @@ impl OldSide {
             }
             own.busy.store(false, Ordering::SeqCst);
         });
+    }
+
+    /// Closes the listening sockets, as far as they are held here: this process is leaving and no
+    /// other takes over.
+    pub fn close_listeners(&self) {
+        self.listeners().clear();
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Vec<(SocketAddr, OwnedFd)>> {
+        // A poisoned lock only means that an upgrade panicked.
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn upgrade(&self, start: Option<Command>) -> Result<(), UpgradeError> {
@@ -169,7 +182,8 @@ impl OldSide {
 
     fn send_listeners(&self, channel: &Channel) -> Result<(), UpgradeError> {
         let step = "sending the listeners";
-        for batch in self.listeners.chunks(MAX_DESCRIPTORS) {
+        let listeners = self.listeners();
+        for batch in listeners.chunks(MAX_DESCRIPTORS) {
             let addresses = batch.iter().map(|(address, _)| *address).collect();
             let payload = serde_json::to_vec(&Listeners { addresses }).map_err(Into::into);
             let descriptors: Vec<_> = batch.iter().map(|(_, socket)| socket.as_fd()).collect();

@@ -320,10 +320,10 @@ fn workers(root: &Node, env: &dyn Fn(&str) -> Option<String>, problems: &mut Pro
         Some(text) => match positive(text) {
             Some(count) => Workers::Count(count),
             None => {
-                problems.warn(
+                problems.error(
                     node.position,
                     &at,
-                    format!("{} is neither a number nor auto; auto is used", quote(text)),
+                    format!("{} is neither a number nor auto", quote(text)),
                 );
                 Workers::Auto
             }
