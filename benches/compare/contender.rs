@@ -1,0 +1,229 @@
+//! The proxies that are compared: their configuration, their processes.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Failure;
+use super::usage;
+
+/// How long a proxy may take to listen, and to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(5);
+
+/// A proxy to compare.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contender {
+    /// Its name in tables.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Debian's HAProxy.
+    Haproxy,
+    /// Debian's nginx with its stream module.
+    Nginx,
+    /// A build of this project.
+    Ours(PathBuf),
+}
+
+impl Contender {
+    /// Whether it balances by client id, so that this is checked. nginx cannot.
+    pub fn reads_client_id(&self) -> bool {
+        self.kind != Kind::Nginx
+    }
+
+    /// Starts it on `core` before `brokers`, ready for `connections` connections.
+    pub fn start(
+        &self,
+        core: usize,
+        brokers: &[SocketAddr],
+        connections: usize,
+    ) -> Result<Running, Failure> {
+        let folder = tempfile::Builder::new().prefix("compare-").tempdir()?;
+        let listen = free_port()?;
+        let setup = Setup {
+            folder: folder.path(),
+            listen,
+            brokers,
+            connections,
+        };
+        let line = match &self.kind {
+            Kind::Haproxy => setup.haproxy()?,
+            Kind::Nginx => setup.nginx()?,
+            Kind::Ours(binary) => setup.ours(binary)?,
+        };
+        let log = File::create(folder.path().join("log"))?;
+        let child = Command::new("taskset")
+            .args(["-c", &core.to_string()])
+            .args(&line)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let mut running = Running {
+            child,
+            folder,
+            listen,
+            family: Vec::new(),
+        };
+        running.wait_until_it_listens(&self.name)?;
+        Ok(running)
+    }
+}
+
+/// What a configuration says.
+struct Setup<'a> {
+    folder: &'a Path,
+    listen: SocketAddr,
+    brokers: &'a [SocketAddr],
+    connections: usize,
+}
+
+impl Setup<'_> {
+    fn haproxy(&self) -> io::Result<Vec<String>> {
+        let mut text = format!(
+            "global\n    nbthread 1\n    maxconn {}\n\
+             defaults\n    mode tcp\n    timeout connect 10s\n    timeout client 1h\n    timeout server 1h\n\
+             frontend mqtt\n    bind {}\n    \
+                 tcp-request inspect-delay 10s\n    \
+                 tcp-request content set-var(sess.cid) req.payload(0,0),mqtt_field_value(connect,client_identifier)\n    \
+                 default_backend brokers\n\
+             backend brokers\n    balance hash var(sess.cid)\n    hash-type consistent\n",
+            self.connections + 64,
+            self.listen
+        );
+        for (number, broker) in self.brokers.iter().enumerate() {
+            text += &format!("    server b{number} {broker}\n");
+        }
+        let file = self.write("haproxy.cfg", &text)?;
+        Ok(["haproxy", "-db", "-f", &file].map(String::from).into())
+    }
+
+    fn nginx(&self) -> io::Result<Vec<String>> {
+        let brokers = self
+            .brokers
+            .iter()
+            .map(|broker| format!("        server {broker};\n"));
+        let text = format!(
+            "load_module modules/ngx_stream_module.so;\n\
+             worker_processes 1;\ndaemon off;\npid {folder}/nginx.pid;\nerror_log {folder}/error.log crit;\n\
+             worker_rlimit_nofile {files};\n\
+             events {{ worker_connections {connections}; }}\n\
+             stream {{\n    access_log off;\n    proxy_timeout 1h;\n\
+             \x20   upstream brokers {{\n        hash $remote_addr consistent;\n{brokers}    }}\n\
+             \x20   server {{ listen {listen}; proxy_pass brokers; }}\n}}\n",
+            folder = self.folder.display(),
+            files = 2 * self.connections + 128,
+            connections = 2 * self.connections + 64,
+            brokers = brokers.collect::<String>(),
+            listen = self.listen,
+        );
+        let file = self.write("nginx.conf", &text)?;
+        // -e: or it complains about the log of the system's nginx.
+        let log = self.folder.join("error.log").display().to_string();
+        Ok(["nginx", "-e", &log, "-c", &file].map(String::from).into())
+    }
+
+    fn ours(&self, binary: &Path) -> io::Result<Vec<String>> {
+        let config = format!(
+            "apisix:\n  proxy_mode: stream\n  enable_admin: false\n  stream_proxy:\n    tcp:\n      - \"{}\"\n\
+             deployment:\n  role: data_plane\n  role_data_plane:\n    config_provider: yaml\n\
+             nginx_config:\n  worker_processes: 1\n\
+             stream_plugins:\n  - mqtt-proxy\n",
+            self.listen
+        );
+        let nodes = self
+            .brokers
+            .iter()
+            .map(|broker| format!("      \"{broker}\": 1\n"));
+        let routes = format!(
+            "stream_routes:\n  - id: mqtt\n    plugins:\n      mqtt-proxy:\n        protocol_level: 4\n    upstream_id: brokers\n\
+             upstreams:\n  - id: brokers\n    type: chash\n    key: mqtt_client_id\n    nodes:\n{}#END\n",
+            nodes.collect::<String>()
+        );
+        self.write("apisix.yaml", &routes)?;
+        let config = self.write("config.yaml", &config)?;
+        let binary = binary.display().to_string();
+        Ok(vec![binary, "run".into(), "-c".into(), config])
+    }
+
+    fn write(&self, name: &str, text: &str) -> io::Result<String> {
+        let path = self.folder.join(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+}
+
+/// A proxy that runs; ended when dropped.
+pub struct Running {
+    child: Child,
+    folder: tempfile::TempDir,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Its processes.
+    pub family: Vec<u32>,
+}
+
+impl Running {
+    /// Finds its processes again.
+    pub fn look_for_family(&mut self) {
+        self.family = usage::family(self.child.id());
+    }
+
+    fn wait_until_it_listens(&mut self, name: &str) -> Result<(), Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let exited = self.child.try_wait()?;
+            if exited.is_none() && TcpStream::connect(self.listen).is_ok() {
+                self.look_for_family();
+                return Ok(());
+            }
+            if exited.is_some() || Instant::now() > deadline {
+                let log = fs::read_to_string(self.folder.path().join("log"));
+                let log = log.unwrap_or_default();
+                return Err(Failure(format!("{name} does not start:\n{log}")));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Its children, which a killed nginx would leave behind.
+        let family = usage::family(self.child.id());
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            // INT ends all three at once, whatever is connected.
+            let _ = kill_process(pid, Signal::INT);
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(POLL),
+                _ => return,
+            }
+        }
+        for pid in family.into_iter().skip(1) {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            if let Some(pid) = pid {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port of 127.0.0.1 that nobody listens on now.
+fn free_port() -> io::Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+}

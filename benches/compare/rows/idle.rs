@@ -1,0 +1,70 @@
+//! Memory: of connections that do nothing, and after they have gone.
+
+use super::Run;
+use crate::Failure;
+use crate::contender::Contender;
+use crate::options::Options;
+use crate::stage::{Stage, Visit};
+
+/// Connections that are between connect and their last answer at a time.
+const CONCURRENCY: usize = 64;
+
+/// Growth of the memory per connection that stays after CONNECT and one PUBLISH.
+pub fn memory(contender: &Contender, options: &Options) -> Result<Run, Failure> {
+    let mut stage = Stage::set(contender, options, options.connections)?;
+    let before = stage.memory()?;
+    stage.connect(Visit {
+        count: options.connections,
+        concurrency: CONCURRENCY,
+        publish: true,
+        stay: true,
+    })?;
+    let after = stage.memory()?;
+    let grown = after.saturating_sub(before) as f64;
+    Ok(Run {
+        figures: vec![grown / 1024.0 / options.connections as f64],
+        note: format!(
+            "{} connections: {:.1} -> {:.1} MiB",
+            options.connections,
+            mebibytes(before),
+            mebibytes(after)
+        ),
+    })
+}
+
+/// Memory after one storm against before it, and after many against after one.
+pub fn storms(contender: &Contender, options: &Options) -> Result<Run, Failure> {
+    let mut stage = Stage::set(contender, options, options.storm_size)?;
+    let before = stage.memory()?;
+    let mut after = Vec::new();
+    for number in 0..options.storm_count {
+        let clients = stage.connect(Visit {
+            count: options.storm_size,
+            concurrency: CONCURRENCY,
+            publish: true,
+            stay: true,
+        })?;
+        for (_, client) in clients {
+            stage.net.close(client);
+        }
+        stage.wait_until_all_left()?;
+        if number == 0 || number + 1 == options.storm_count {
+            after.push(stage.memory()?);
+        }
+    }
+    let (first, last) = (after[0] as f64, after[after.len() - 1]);
+    Ok(Run {
+        figures: vec![first / before as f64, last as f64 / first, mebibytes(last)],
+        note: format!(
+            "before {:.1}, after one {:.1}, after {} {:.1} MiB",
+            mebibytes(before),
+            first / f64::from(1 << 20),
+            options.storm_count,
+            mebibytes(last)
+        ),
+    })
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}

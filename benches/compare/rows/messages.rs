@@ -1,0 +1,181 @@
+//! Small messages there and back: PUBLISH of quality of service 1 and its PUBACK.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::Run;
+use crate::contender::Contender;
+use crate::net::{Client, Happened, What};
+use crate::options::Options;
+use crate::stage::{Meter, Stage, Used, Visit, unexpected};
+use crate::{Failure, mqtt};
+
+/// What runs before the measurement begins.
+const WARM_UP: Duration = Duration::from_millis(200);
+/// What may come after its end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Every client sends the next message when the last one is acknowledged.
+pub fn small(contender: &Contender, options: &Options) -> Result<Run, Failure> {
+    let mut stage = Stage::set(contender, options, options.clients)?;
+    let clients = stay(&mut stage, options)?;
+    let publish = mqtt::publish(1, options.payload);
+    for (_, client) in clients {
+        stage.net.send(client, &publish)?;
+    }
+    exchange(&mut stage, &publish, WARM_UP)?;
+    let meter = stage.meter()?;
+    let messages = exchange(&mut stage, &publish, options.duration)?;
+    let used = meter.stop(&stage)?;
+    let rate = messages as f64 / used.wall.as_secs_f64();
+    Ok(Run {
+        figures: vec![used.micros_per(messages)],
+        note: format!("{rate:.0} messages/s, {used}"),
+    })
+}
+
+/// Connects the clients that send.
+fn stay(stage: &mut Stage, options: &Options) -> Result<Vec<(u64, Client)>, Failure> {
+    stage.connect(Visit {
+        count: options.clients,
+        concurrency: 64,
+        publish: false,
+        stay: true,
+    })
+}
+
+fn exchange(
+    stage: &mut Stage,
+    publish: &std::sync::Arc<[u8]>,
+    duration: Duration,
+) -> Result<u64, Failure> {
+    let until = Instant::now() + duration;
+    let mut happened = Vec::new();
+    let mut messages = 0;
+    while Instant::now() < until {
+        stage.turn(until + PATIENCE, &mut happened)?;
+        for Happened { client, what, .. } in happened.drain(..) {
+            match what {
+                What::Packet(mqtt::PUBACK) => {
+                    messages += 1;
+                    stage.net.send(client, publish)?;
+                }
+                what => return Err(unexpected(what)),
+            }
+        }
+    }
+    match messages {
+        0 => Err(Failure("no message came through".into())),
+        messages => Ok(messages),
+    }
+}
+
+/// A fixed number of messages a second; latency is that through the proxy less that without it,
+/// both measured in this run.
+pub fn paced(contender: &Contender, options: &Options) -> Result<Run, Failure> {
+    let mut stage = Stage::set(contender, options, options.clients)?;
+    let proxy = stage.target;
+    let direct_target = stage.net.brokers.addresses[0];
+    let direct = pace(&mut stage, options, direct_target)?;
+    let through = pace(&mut stage, options, proxy)?;
+    let added = |share: f64| {
+        let [direct, through] = [&direct, &through].map(|paced| paced.micros(share));
+        (through - direct).max(0.0)
+    };
+    Ok(Run {
+        figures: vec![
+            through.used.micros_per(through.latencies.len() as u64),
+            added(0.50),
+            added(0.99),
+        ],
+        note: format!(
+            "{} messages, p50 {:.0} (direct {:.0}), p99 {:.0} (direct {:.0}) µs, {}",
+            through.latencies.len(),
+            through.micros(0.50),
+            direct.micros(0.50),
+            through.micros(0.99),
+            direct.micros(0.99),
+            through.used
+        ),
+    })
+}
+
+struct Paced {
+    /// From PUBLISH to PUBACK, sorted.
+    latencies: Vec<Duration>,
+    used: Used,
+}
+
+impl Paced {
+    fn micros(&self, share: f64) -> f64 {
+        let last = self.latencies.len() - 1;
+        let at = (last as f64 * share).round() as usize;
+        self.latencies[at.min(last)].as_secs_f64() * 1e6
+    }
+}
+
+fn pace(stage: &mut Stage, options: &Options, target: SocketAddr) -> Result<Paced, Failure> {
+    stage.target = target;
+    let clients = stay(stage, options)?;
+    let publish = mqtt::publish(1, options.payload);
+    let mut sent: Vec<VecDeque<Instant>> = vec![VecDeque::new(); clients.len()];
+    let first = clients.first().map_or(0, |(number, _)| *number);
+    let step = Duration::from_secs(1) / options.rate as u32;
+    let begun = Instant::now();
+    let measured = begun + WARM_UP;
+    let until = measured + options.duration;
+    let mut meter: Option<Meter> = None;
+    let mut used = None;
+    let mut latencies = Vec::new();
+    let mut happened = Vec::new();
+    let (mut next, mut turn, mut open) = (begun, 0, 0_usize);
+    while used.is_none() || open > 0 {
+        let now = Instant::now();
+        if now > until + PATIENCE {
+            return Err(Failure("messages got lost".into()));
+        }
+        if meter.is_none() && now >= measured {
+            meter = Some(stage.meter()?);
+        }
+        if now >= until && used.is_none() {
+            let meter = meter
+                .take()
+                .ok_or_else(|| Failure("too slow to measure".into()))?;
+            used = Some(meter.stop(stage)?);
+        }
+        while next <= now && next < until {
+            stage.net.send(clients[turn].1, &publish)?;
+            sent[turn].push_back(Instant::now());
+            turn = (turn + 1) % clients.len();
+            next += step;
+            open += 1;
+        }
+        let pause = match options.spin {
+            true => Duration::ZERO,
+            false => next.saturating_duration_since(Instant::now()).min(WARM_UP),
+        };
+        stage.net.turn(pause, &mut happened)?;
+        for Happened { number, what, .. } in happened.drain(..) {
+            let queue = sent.get_mut((number - first) as usize);
+            match (what, queue.and_then(VecDeque::pop_front)) {
+                (What::Packet(mqtt::PUBACK), Some(at)) => {
+                    open -= 1;
+                    if at >= measured {
+                        latencies.push(at.elapsed());
+                    }
+                }
+                (what, _) => return Err(unexpected(what)),
+            }
+        }
+    }
+    for (_, client) in clients {
+        stage.net.close(client);
+    }
+    stage.wait_until_all_left()?;
+    latencies.sort_unstable();
+    match used {
+        Some(used) if !latencies.is_empty() => Ok(Paced { latencies, used }),
+        _ => Err(Failure("no message came through".into())),
+    }
+}

@@ -1,0 +1,278 @@
+//! One proxy between clients and two brokers: what every row begins with and measures by.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::Failure;
+use super::contender::{Contender, Running};
+use super::mqtt;
+use super::net::{Client, Happened, Net, What};
+use super::options::Options;
+use super::usage::{self, Cpu};
+
+/// How long a phase without a duration of its own may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest wait for events.
+const TURN: Duration = Duration::from_millis(20);
+/// Client ids of the check that the same id reaches the same broker.
+const CHECKED_IDS: u64 = 64;
+/// Connections in TIME_WAIT that a storm may leave; the kernel keeps 131,072 at most by default
+/// and treats those beyond it in another way.
+const TIME_WAITS: u64 = 110_000;
+
+/// A running proxy with its brokers and clients.
+pub struct Stage {
+    /// Clients and brokers.
+    pub net: Net,
+    /// Where clients connect.
+    pub target: SocketAddr,
+    proxy: Running,
+    ksoftirqd: Option<u32>,
+    numbers: u64,
+}
+
+/// What the clients of [`Stage::connect`] do.
+#[derive(Debug, Clone, Copy)]
+pub struct Visit {
+    /// How many there are.
+    pub count: usize,
+    /// How many may be between connect and their last answer.
+    pub concurrency: usize,
+    /// Publish once after CONNACK and wait for PUBACK.
+    pub publish: bool,
+    /// Stay instead of closing.
+    pub stay: bool,
+}
+
+impl Stage {
+    /// Starts `contender`, warms it up, and checks that a client id always reaches the same
+    /// broker.
+    pub fn set(
+        contender: &Contender,
+        options: &Options,
+        connections: usize,
+    ) -> Result<Self, Failure> {
+        let mut net = Net::new(2)?;
+        net.reset = options.reset;
+        let proxy = contender.start(options.proxy_core, &net.brokers.addresses, connections)?;
+        let mut stage = Stage {
+            net,
+            target: proxy.listen,
+            proxy,
+            ksoftirqd: usage::ksoftirqd(options.proxy_core),
+            numbers: 0,
+        };
+        stage.check(contender)?;
+        // nginx listens before its worker is there.
+        stage.proxy.look_for_family();
+        Ok(stage)
+    }
+
+    fn check(&mut self, contender: &Contender) -> Result<(), Failure> {
+        self.net.brokers.seen = Some(HashMap::new());
+        for _ in 0..3 {
+            self.numbers = 0;
+            self.connect(Visit {
+                count: CHECKED_IDS as usize,
+                concurrency: 16,
+                publish: true,
+                stay: false,
+            })?;
+            self.wait_until_all_left()?;
+        }
+        self.net.brokers.seen = None;
+        let name = &contender.name;
+        let Net { brokers, .. } = &self.net;
+        if contender.reads_client_id() && brokers.moved > 0 {
+            let moved = brokers.moved;
+            return Err(Failure(format!(
+                "{name} sent {moved} of {CHECKED_IDS} client ids to another broker than before"
+            )));
+        }
+        if contender.reads_client_id() && brokers.connects.contains(&0) {
+            return Err(Failure(format!("{name} uses one broker only")));
+        }
+        Ok(())
+    }
+
+    /// Lets clients connect; those that stay come back in the order of their numbers, which follow
+    /// each other.
+    pub fn connect(&mut self, visit: Visit) -> Result<Vec<(u64, Client)>, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        let publish = mqtt::publish(1, 64);
+        let wanted = if visit.publish {
+            mqtt::PUBACK
+        } else {
+            mqtt::CONNACK
+        };
+        let (mut opened, mut done) = (0, 0);
+        let mut staying = Vec::new();
+        let mut happened = Vec::new();
+        while done < visit.count {
+            while opened < visit.count && opened - done < visit.concurrency {
+                let number = self.numbers;
+                self.numbers += 1;
+                opened += 1;
+                let connect = mqtt::connect(&format!("bench-client-{number:08}"));
+                self.net.open(self.target, number, &connect)?;
+            }
+            self.turn(deadline, &mut happened)?;
+            for Happened {
+                client,
+                number,
+                what,
+            } in happened.drain(..)
+            {
+                match what {
+                    What::Packet(mqtt::CONNACK) if visit.publish => {
+                        self.net.send(client, &publish)?
+                    }
+                    What::Packet(kind) if kind == wanted => {
+                        done += 1;
+                        match visit.stay {
+                            true => staying.push((number, client)),
+                            false => self.net.close(client),
+                        }
+                    }
+                    what => return Err(unexpected(what)),
+                }
+            }
+        }
+        staying.sort_unstable_by_key(|(number, _)| *number);
+        Ok(staying)
+    }
+
+    /// Waits until the brokers have seen the end of every connection.
+    pub fn wait_until_all_left(&mut self) -> Result<(), Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut happened = Vec::new();
+        while self.net.brokers.open > 0 {
+            self.turn(deadline, &mut happened)?;
+        }
+        match self.net.brokers.broken {
+            0 => Ok(()),
+            broken => Err(Failure(format!(
+                "{broken} connections reached a broker broken"
+            ))),
+        }
+    }
+
+    /// One turn of the event loop, no later than `deadline`.
+    pub fn turn(&mut self, deadline: Instant, happened: &mut Vec<Happened>) -> Result<(), Failure> {
+        if Instant::now() > deadline {
+            return Err(Failure("did not end in time".into()));
+        }
+        Ok(self.net.turn(TURN, happened)?)
+    }
+
+    /// Memory of the proxy, once it stays the same for a while.
+    pub fn memory(&mut self) -> Result<u64, Failure> {
+        let deadline = Instant::now() + Duration::from_secs(4);
+        let mut happened = Vec::new();
+        let mut last = (usage::pss(&self.proxy.family)?, Instant::now());
+        // Longer than the second in which a proxy may look after its memory.
+        while last.1.elapsed() < Duration::from_millis(1500) && Instant::now() < deadline {
+            self.net.turn(Duration::from_millis(100), &mut happened)?;
+            if let Some(Happened { what, .. }) = happened.first() {
+                return Err(unexpected(*what));
+            }
+            let now = usage::pss(&self.proxy.family)?;
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+        }
+        Ok(last.0)
+    }
+
+    /// Waits until the ports of earlier storms are free again, a minute at most.
+    pub fn wait_for_ports(&mut self, connections: usize) -> Result<(), Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut happened = Vec::new();
+        while usage::time_wait() + 2 * connections as u64 > TIME_WAITS && Instant::now() < deadline
+        {
+            self.net.turn(Duration::from_millis(200), &mut happened)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to measure.
+    pub fn meter(&self) -> io::Result<Meter> {
+        Ok(Meter {
+            begun: Instant::now(),
+            before: self.usage()?,
+        })
+    }
+
+    fn usage(&self) -> io::Result<[Cpu; 3]> {
+        let softirq = self.ksoftirqd.as_slice();
+        Ok([
+            usage::cpu(&self.proxy.family)?,
+            usage::cpu(&[std::process::id()])?,
+            usage::cpu(softirq)?,
+        ])
+    }
+}
+
+/// What can only be a failure of the proxy.
+pub fn unexpected(what: What) -> Failure {
+    Failure(match what {
+        What::Ended => "a connection failed or was ended by the proxy".into(),
+        What::Packet(kind) => format!("a packet of type {kind} came out of turn"),
+    })
+}
+
+/// A measurement that has begun.
+pub struct Meter {
+    begun: Instant,
+    before: [Cpu; 3],
+}
+
+/// What was used while something was measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Used {
+    /// How long it took.
+    pub wall: Duration,
+    /// By the proxy.
+    pub proxy: Cpu,
+    load: Cpu,
+    ksoftirqd: Cpu,
+}
+
+impl Meter {
+    /// Ends the measurement.
+    pub fn stop(self, stage: &Stage) -> io::Result<Used> {
+        let wall = self.begun.elapsed();
+        let now = stage.usage()?;
+        let [proxy, load, ksoftirqd] = [0, 1, 2].map(|of| now[of] - self.before[of]);
+        Ok(Used {
+            wall,
+            proxy,
+            load,
+            ksoftirqd,
+        })
+    }
+}
+
+impl Used {
+    /// CPU of the proxy per unit, in microseconds.
+    pub fn micros_per(&self, units: u64) -> f64 {
+        self.proxy.used.as_secs_f64() * 1e6 / units as f64
+    }
+}
+
+impl fmt::Display for Used {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |part: Duration| 100.0 * part.as_secs_f64() / self.wall.as_secs_f64();
+        write!(
+            f,
+            "proxy on its core {:.0} %, waiting for it {:.0} %, load {:.0} %, ksoftirqd {:.1} %",
+            percent(self.proxy.used),
+            percent(self.proxy.waited),
+            percent(self.load.used),
+            percent(self.ksoftirqd.used)
+        )
+    }
+}
