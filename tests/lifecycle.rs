@@ -143,11 +143,9 @@ fn sigint_during_the_wait_of_sigterm_ends_now() {
 fn other_signals_are_logged_and_kill_nobody() {
     let (_broker, port, mut proxy) = start("");
     let mut client = Client::mqtt(port, &Connect::v311("a"));
-    for (signal, name) in [
-        (Signal::USR1, "SIGUSR1"),
-        (Signal::USR2, "SIGUSR2"),
-        (Signal::QUIT, "SIGQUIT"),
-    ] {
+    // SIGUSR2 starts a successor, which is no matter for a test that only ends what it started.
+    // SIGQUIT hands over to one, and none is waiting here.
+    for (signal, name) in [(Signal::USR1, "SIGUSR1"), (Signal::QUIT, "SIGQUIT")] {
         let mark = proxy.mark();
         proxy.signal(signal);
         proxy.wait_for_log_after(mark, name);

@@ -268,7 +268,7 @@ fn yaml_1_1_words_and_numbers_mean_what_they_mean_to_apisix() {
 fn substituted_values_have_the_types_that_apisix_gives_them() {
     let broker = Broker::mqtt();
     let with = |config_value: &str, level: &str| {
-        let more = format!("nginx_config: {{worker_processes: {config_value}}}\n");
+        let more = format!("mqtt_proxy: {{limits: {{connect_timeout: {config_value}}}}}\n");
         let routes =
             routes(&broker).replace("protocol_level: 4", &format!("protocol_level: {level}"));
         check(&Files::new(&config_with(&[9100], &more), &routes)).code
