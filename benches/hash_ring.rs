@@ -29,7 +29,7 @@ fn ring(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("first_node", count), |bencher| {
             bencher.iter(|| {
                 client = client.wrapping_add(1);
-                ring.pick(black_box(&client.to_le_bytes()), &[])
+                ring.pick(black_box(&client.to_le_bytes()), &[], |_| true)
             });
         });
         group.bench_function(BenchmarkId::new("third_node", count), |bencher| {
@@ -38,7 +38,7 @@ fn ring(criterion: &mut Criterion) {
                 let key = client.to_le_bytes();
                 let mut tried = Vec::with_capacity(3);
                 for _ in 0..3 {
-                    tried.extend(ring.pick(black_box(&key), &tried));
+                    tried.extend(ring.pick(black_box(&key), &tried, |_| true));
                 }
                 tried
             });

@@ -15,7 +15,11 @@ use crate::config::settings::PingoraSettings;
 pub(super) fn parse(configured: Option<&PingoraSettings>) -> Result<ServerConf, String> {
     match configured {
         None => Ok(ServerConf::default()),
-        Some(own) => serde_yaml::from_value(own.value.clone()).map_err(|error| error.to_string()),
+        Some(own) => match serde_yaml::from_value::<ServerConf>(own.value.clone()) {
+            Ok(conf) if conf.threads == 0 => Err("threads must be at least 1".to_owned()),
+            Ok(conf) => Ok(conf),
+            Err(error) => Err(error.to_string()),
+        },
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
-use pingora_core::services::background::background_service;
+use pingora_core::services::background::{GenBackgroundService, background_service};
 use tokio::sync::{Semaphore, watch};
 
 use super::drain::Drain;
@@ -41,9 +41,9 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let signals = Signals::take_over().map_err(running)?;
 
     let settings = settings(files)?;
-    let metrics = Arc::new(Metrics::default());
-    let names = Names::new(settings.dns.clone(), settings.enable_ipv6);
     let table = Arc::new(CurrentTable::default());
+    let metrics = Arc::new(Metrics::of(table.clone()));
+    let names = Names::new(settings.dns.clone(), settings.enable_ipv6);
     let source = Source::new(
         StandaloneFile::of(&settings, &files.config, files.routes.clone()),
         table.clone(),
@@ -130,7 +130,9 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
             connections: connections.clone(),
         },
     ));
-    let resolved = server.add_service(NamesService::new("names".to_owned(), names));
+    let resolved = server.add_service(GenBackgroundService::new("names".to_owned(), names));
+    let prober = source.prober.clone();
+    server.add_service(GenBackgroundService::new("prober".to_owned(), prober));
     server.add_service(background_service("source", source));
     if let (Some(configured), Some(socket)) = (&settings.metrics, sockets.metrics) {
         let endpoint = Arc::new(MetricsEndpoint {
@@ -185,8 +187,6 @@ fn first_load(source: &Source, strict: bool) -> Result<(), Failure> {
     source.apply(loaded, "loaded");
     Ok(())
 }
-
-type NamesService = pingora_core::services::background::GenBackgroundService<Names>;
 
 fn upgrading(error: &dyn std::fmt::Display) -> Failure {
     Failure::Running(format!("upgrade: {error}"))

@@ -16,6 +16,7 @@ use crate::config::standalone::{self, Resources};
 use crate::table::{CurrentTable, Table};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Context;
+use crate::upstream::health::prober::Prober;
 use crate::upstream::names::Names;
 
 /// A larger file is not read; 10,000 routes are about 2 MB.
@@ -181,6 +182,8 @@ pub struct Source {
     pub ring_identity: RingIdentity,
     /// Where loads are counted.
     pub metrics: Arc<Metrics>,
+    /// Keeps the health of the nodes in service.
+    pub prober: Arc<Prober>,
     /// Asks for a load now, changed or not (SIGHUP).
     pub reload: Arc<Notify>,
     serving: Mutex<Option<Resources>>,
@@ -203,6 +206,7 @@ impl Source {
             names,
             ring_identity,
             metrics,
+            prober: Arc::default(),
             reload,
             serving: Mutex::default(),
             identity: Mutex::default(),
@@ -249,6 +253,8 @@ impl Source {
             loaded.table.routes().len(),
             loaded.table.upstreams().count(),
         );
+        loaded.table.enter_service();
+        self.prober.follow(loaded.table.upstreams());
         self.table.store(Arc::new(loaded.table));
         *lock(&self.serving) = Some(loaded.resources);
         self.metrics.reloaded(true);

@@ -65,6 +65,14 @@ impl Table {
         &self.routes
     }
 
+    /// Called when the table starts to serve: from now on its upstreams follow what happens to
+    /// their nodes.
+    pub fn enter_service(&self) {
+        for upstream in self.upstreams.values() {
+            upstream.enter_service();
+        }
+    }
+
     /// All upstreams, those written inline included.
     pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.upstreams.values()

@@ -4,6 +4,7 @@
 //! are bounded by the configuration and by fixed lists of reasons: never a client id.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -12,6 +13,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+
+use super::upstreams::UpstreamMetrics;
+use crate::table::CurrentTable;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByRoute {
@@ -87,6 +91,14 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// The metrics of a process that serves `table`.
+    pub fn of(table: Arc<CurrentTable>) -> Self {
+        let mut metrics = Metrics::default();
+        let upstreams = Box::new(UpstreamMetrics(table));
+        metrics.registry.register_collector(upstreams);
+        metrics
+    }
+
     fn register(&mut self) {
         let registry = &mut self.registry;
         registry.register(

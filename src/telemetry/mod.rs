@@ -3,3 +3,4 @@
 pub mod endpoint;
 pub mod metrics;
 pub mod throttle;
+mod upstreams;

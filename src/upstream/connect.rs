@@ -98,6 +98,7 @@ pub async fn connect(
         let in_flight = InFlight::on(target.node.clone());
         match connect_to(target.address, timeout).await {
             Ok(stream) => {
+                upstream.connected(&target.node);
                 return Ok(Connected {
                     stream,
                     address: target.address,
@@ -107,6 +108,7 @@ pub async fn connect(
             }
             Err(error) => {
                 failed(&target, &error);
+                upstream.connect_failed(&target.node, &error);
                 last = Some((target.address, error));
             }
         }

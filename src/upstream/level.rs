@@ -1,6 +1,9 @@
 //! One priority level of an upstream: its nodes and the balancer over them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
 
 use super::node::Node;
 use super::ring::{Place, Ring};
@@ -24,13 +27,28 @@ pub struct Level {
     /// The nodes, in file order.
     pub members: Vec<Member>,
     picker: Picker,
+    has_healthy: AtomicBool,
 }
 
 #[derive(Debug)]
 enum Picker {
     Chash(Ring),
-    RoundRobin(RoundRobin),
+    RoundRobin {
+        every: RoundRobin,
+        healthy: ArcSwap<RoundRobin>,
+    },
     LeastConn,
+}
+
+/// What one pick is made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// The hash key; only a ring looks at it.
+    pub key: &'a [u8],
+    /// Places that were tried before.
+    pub tried: &'a [Place],
+    /// Unhealthy nodes are as good as others.
+    pub ignore_health: bool,
 }
 
 impl Level {
@@ -43,27 +61,84 @@ impl Level {
                 let nodes = members.iter().map(|member| member.node.clone());
                 Picker::Chash(Ring::new(nodes.zip(weights).collect(), identity))
             }
-            Balancer::RoundRobin => Picker::RoundRobin(RoundRobin::new(&weights)),
+            Balancer::RoundRobin => Picker::RoundRobin {
+                every: RoundRobin::new(&weights),
+                healthy: ArcSwap::from_pointee(RoundRobin::new(&[])),
+            },
             Balancer::LeastConn => Picker::LeastConn,
         };
-        Level { members, picker }
+        let level = Level {
+            members,
+            picker,
+            has_healthy: AtomicBool::new(true),
+        };
+        level.follow_health();
+        level
     }
 
-    /// The next place to try for `key` after those in `tried`, or `None` when the level has no
-    /// other. Only a ring looks at the key.
-    pub fn pick(&self, key: &[u8], tried: &[Place]) -> Option<Place> {
+    /// The next place to try, or `None` when the level has no other.
+    pub fn pick(&self, wish: &Wish<'_>) -> Option<Place> {
+        let Wish {
+            key,
+            tried,
+            ignore_health,
+        } = *wish;
+        if !ignore_health && !self.has_healthy() {
+            return None;
+        }
         let untried = |member: usize| tried.iter().all(|place| place.member != member);
+        let usable = |member: usize| ignore_health || self.is_healthy(member);
+        let wanted = |member: usize| usable(member) && untried(member);
         let member = match &self.picker {
-            Picker::Chash(ring) => return ring.pick(key, tried),
-            Picker::RoundRobin(cycle) => cycle.pick(untried)?,
+            Picker::Chash(ring) => return ring.pick(key, tried, usable),
+            Picker::RoundRobin { every, .. } if ignore_health => every.pick(untried)?,
+            Picker::RoundRobin { healthy, .. } => healthy.load().pick(wanted)?,
             Picker::LeastConn => (0..self.members.len())
-                .filter(|&member| untried(member))
+                .filter(|&member| wanted(member))
                 .min_by(|&a, &b| self.load(a).total_cmp(&self.load(b)))?,
         };
         Some(Place {
             member,
             address: None,
         })
+    }
+
+    fn is_healthy(&self, member: usize) -> bool {
+        self.members[member].node.health().is_healthy()
+    }
+
+    /// Whether a connection can be placed here without regard to unhealthy nodes.
+    pub fn has_healthy(&self) -> bool {
+        self.has_healthy.load(Ordering::Relaxed)
+    }
+
+    fn find_healthy(&self) -> bool {
+        let no_weight = self.members.iter().all(|member| member.weight == 0);
+        let ring = matches!(self.picker, Picker::Chash(_));
+        // Without a weight a node has no place on a ring.
+        let pickable = |member: &Member| !ring || no_weight || member.weight > 0;
+        let mut members = self.members.iter();
+        members.any(|member| pickable(member) && member.node.health().is_healthy())
+    }
+
+    /// Follows a change of the health of its nodes. Unhealthy ones leave the round altogether, so
+    /// that a pick never walks over them; whatever is left counts as if it were all there is, the
+    /// weight 0 of a last node included (APISIX).
+    pub fn follow_health(&self) {
+        self.has_healthy
+            .store(self.find_healthy(), Ordering::Relaxed);
+        let Picker::RoundRobin { healthy, .. } = &self.picker else {
+            return;
+        };
+        let (places, left): (Vec<usize>, Vec<Member>) = (0..self.members.len())
+            .filter(|&member| self.is_healthy(member))
+            .map(|member| (member, self.members[member].clone()))
+            .unzip();
+        let mut weights = vec![0; self.members.len()];
+        for (place, weight) in places.into_iter().zip(reduced_weights(&left)) {
+            weights[place] = weight;
+        }
+        healthy.store(Arc::new(RoundRobin::new(&weights)));
     }
 
     /// APISIX's least_conn score: (1 + connections) / weight; weight 0 comes last.
@@ -92,8 +167,10 @@ fn reduced_weights(members: &[Member]) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::health::{Failure, Seen};
     use super::super::node::InFlight;
     use super::*;
+    use crate::config::resource::checks::Limits;
 
     fn members(weights: &[u32]) -> Vec<Member> {
         let address = |index: usize| format!("10.0.0.{}:1883", index + 1).parse().unwrap();
@@ -115,13 +192,82 @@ mod tests {
         assert_eq!(reduced_weights(&members(&[10, 9])), [10, 9]);
     }
 
+    fn pick(level: &Level, key: &[u8], tried: &[Place]) -> Option<Place> {
+        level.pick(&Wish {
+            key,
+            tried,
+            ignore_health: false,
+        })
+    }
+
+    fn knock_out(node: &Node) {
+        let limits = Limits {
+            tcp: 1,
+            timeouts: 0,
+            http: 0,
+            mqtt: 0,
+        };
+        node.health().failed(Seen::Probe, Failure::Tcp, &limits);
+    }
+
+    #[test]
+    fn unhealthy_nodes_are_passed_over_unless_health_is_ignored() {
+        for balancer in [Balancer::Chash, Balancer::RoundRobin, Balancer::LeastConn] {
+            let level = Level::new(members(&[1, 1, 1, 0]), balancer, RingIdentity::Name);
+            knock_out(&level.members[0].node);
+            knock_out(&level.members[2].node);
+            level.follow_health();
+            for n in 0..50_u32 {
+                let place = pick(&level, &n.to_le_bytes(), &[]).unwrap();
+                assert_eq!(place.member, 1, "{balancer:?}");
+            }
+            assert!(level.has_healthy());
+            let mut tried = Vec::new();
+            while let Some(place) = level.pick(&Wish {
+                key: b"foo",
+                tried: &tried,
+                ignore_health: true,
+            }) {
+                tried.push(place);
+            }
+            assert!(tried.len() >= 3, "{balancer:?}: {tried:?}");
+            knock_out(&level.members[1].node);
+            level.follow_health();
+            // Only on a ring has the last node, of weight 0, no place at all.
+            let left = pick(&level, b"foo", &[]).map(|place| place.member);
+            match balancer {
+                Balancer::Chash => assert_eq!((left, level.has_healthy()), (None, false)),
+                _ => assert_eq!((left, level.has_healthy()), (Some(3), true), "{balancer:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn on_a_ring_healthy_nodes_keep_their_keys() {
+        let level = Level::new(members(&[1, 1, 1]), Balancer::Chash, RingIdentity::Name);
+        let places = || -> Vec<usize> {
+            (0..2000_u32)
+                .map(|n| pick(&level, &n.to_le_bytes(), &[]).unwrap().member)
+                .collect()
+        };
+        let before = places();
+        knock_out(&level.members[1].node);
+        level.follow_health();
+        for (before, after) in before.into_iter().zip(places()) {
+            match before {
+                1 => assert_ne!(after, 1),
+                _ => assert_eq!(after, before),
+            }
+        }
+    }
+
     #[test]
     fn least_conn_takes_the_lightest_node_and_weight_zero_last() {
         let level = Level::new(members(&[3, 1, 0]), Balancer::LeastConn, RingIdentity::Name);
         let mut live = Vec::new();
         let mut picks = Vec::new();
         for _ in 0..4 {
-            let place = level.pick(b"", &[]).unwrap();
+            let place = pick(&level, b"", &[]).unwrap();
             picks.push(place.member);
             live.push(InFlight::on(level.members[place.member].node.clone()));
         }
@@ -134,15 +280,15 @@ mod tests {
             member,
             address: None,
         };
-        assert_eq!(level.pick(b"", &[place(0), place(1)]), Some(place(2)));
-        assert_eq!(level.pick(b"", &[place(0), place(1), place(2)]), None);
+        assert_eq!(pick(&level, b"", &[place(0), place(1)]), Some(place(2)));
+        assert_eq!(pick(&level, b"", &[place(0), place(1), place(2)]), None);
     }
 
     #[test]
     fn all_weights_zero_count_alike() {
         for balancer in [Balancer::Chash, Balancer::RoundRobin, Balancer::LeastConn] {
             let level = Level::new(members(&[0, 0]), balancer, RingIdentity::Name);
-            assert!(level.pick(b"foo", &[]).is_some(), "{balancer:?}");
+            assert!(pick(&level, b"foo", &[]).is_some(), "{balancer:?}");
         }
     }
 }

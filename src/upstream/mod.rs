@@ -2,23 +2,29 @@
 
 pub mod connect;
 pub mod hash_key;
+pub mod health;
 pub mod level;
 pub mod names;
 pub mod node;
+mod random;
 pub mod ring;
 pub mod round_robin;
 pub mod targets;
 pub mod variables;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::config::resource::upstream::{self as resource, Balancer, HashKey, Host};
 use crate::config::settings::RingIdentity;
 use hash_key::{Key, Source};
-use level::{Level, Member};
+use health::probe::Verdict;
+use health::{Change, Failure, Seen};
+use level::{Level, Member, Wish};
 use names::{NameUser, Names};
-use node::Node;
+use node::{Node, NodeUser};
 use targets::Targets;
 use variables::Variables;
 
@@ -36,6 +42,8 @@ pub struct Upstream {
     config: resource::Upstream,
     levels: Vec<Level>,
     refreshing: Mutex<()>,
+    /// Every node is unhealthy, so none is worse than another.
+    ignore_health: AtomicBool,
 }
 
 impl Upstream {
@@ -92,7 +100,9 @@ impl Upstream {
             config: config.clone(),
             levels,
             refreshing: Mutex::new(()),
+            ignore_health: AtomicBool::new(false),
         });
+        upstream.judge_levels();
         if context.ring_identity == RingIdentity::Address {
             for name in named {
                 let user: Weak<Upstream> = Arc::downgrade(&upstream);
@@ -122,6 +132,12 @@ impl Upstream {
             .map(|member| &member.node)
     }
 
+    /// All nodes, each once even where several priorities share it.
+    pub fn nodes_once(&self) -> impl Iterator<Item = &Arc<Node>> {
+        let mut seen = HashSet::new();
+        self.nodes().filter(move |node| seen.insert(node.label()))
+    }
+
     /// The hash key of a connection; empty where the balancer does not hash.
     pub fn key(&self, variables: &Variables<'_>) -> Key {
         match self.config.balancer {
@@ -139,7 +155,11 @@ impl Upstream {
         let mut order = Vec::new();
         for level in &self.levels {
             let mut tried = Vec::new();
-            while let Some(place) = level.pick(key, &tried) {
+            while let Some(place) = level.pick(&Wish {
+                key,
+                tried: &tried,
+                ignore_health: true,
+            }) {
                 tried.push(place);
                 order.push(&*level.members[place.member].node);
             }
@@ -149,7 +169,106 @@ impl Upstream {
 
     /// The addresses to try for a connection with this key, one after the other.
     pub fn targets<'a>(&'a self, key: &'a [u8]) -> Targets<'a> {
-        Targets::new(&self.levels, key, self.config.retries)
+        let ignore_health = self.ignore_health.load(Ordering::Relaxed);
+        Targets::new(&self.levels, key, self.config.retries, ignore_health)
+    }
+
+    /// Called when a table with this upstream starts to serve: from now on it hears of what
+    /// happens to its nodes, and no longer the upstream that had them before.
+    pub fn enter_service(self: &Arc<Self>) {
+        let user: Weak<Upstream> = Arc::downgrade(self);
+        for node in self.nodes() {
+            if self.config.checks.is_none() {
+                node.health().forget();
+            }
+            node.serve(user.clone());
+        }
+        self.health_changed();
+    }
+
+    /// A connect for a client succeeded.
+    fn connected(&self, node: &Node) {
+        node.health().connected();
+    }
+
+    /// A connect for a client failed. What the proxy itself is short of says nothing about the
+    /// node.
+    fn connect_failed(&self, node: &Node, error: &io::Error) {
+        let Some(checks) = &self.config.checks else {
+            return;
+        };
+        let failure = match error.kind() {
+            io::ErrorKind::TimedOut => Failure::Timeout,
+            io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory => return,
+            _ if is_shortage(error) => return,
+            _ => Failure::Tcp,
+        };
+        let limits = &checks.passive.failures;
+        if let Some(change) = node.health().failed(Seen::Connect, failure, limits) {
+            self.announce(node, change, &format!("connect for a client: {error}"));
+        }
+    }
+
+    /// A probe of the node ended.
+    fn probed(&self, node: &Node, verdict: Verdict) {
+        let active = self
+            .config
+            .checks
+            .as_ref()
+            .and_then(|checks| checks.active.as_ref());
+        let Some(active) = active else { return };
+        let change = match &verdict {
+            Verdict::Neither => None,
+            Verdict::Success => node.health().probe_succeeded(active.successes),
+            Verdict::Failed(failure, _) => {
+                node.health()
+                    .failed(Seen::Probe, *failure, &active.failures)
+            }
+        };
+        match (change, verdict) {
+            (Some(change), Verdict::Failed(_, why)) => self.announce(node, change, &why),
+            (Some(change), _) => {
+                let why = format!("{} probes in a row succeeded", active.successes);
+                self.announce(node, change, &why);
+            }
+            (None, _) => {}
+        }
+    }
+
+    /// An unhealthy node that is not probed has been left alone for long enough.
+    fn recovered(&self, node: &Node) {
+        if let Some(change) = node.health().recover() {
+            self.announce(node, change, "its recovery_time has passed");
+        }
+    }
+
+    /// Logs a change of health and has the balancers follow it.
+    fn announce(&self, node: &Node, change: Change, why: &str) {
+        let (upstream, node_label) = (&self.label, node.label());
+        match change {
+            Change::Healthy => {
+                log::info!("upstream {upstream}: node {node_label} is healthy again: {why}");
+            }
+            Change::Unhealthy(count, failure) => log::warn!(
+                "upstream {upstream}: node {node_label} is unhealthy: {count} {} in a row, last: {why}",
+                failure.plural()
+            ),
+        }
+        node.tell_health_changed();
+    }
+
+    /// Has the balancers follow the health of their nodes; says whether all are unhealthy now and
+    /// were before.
+    fn judge_levels(&self) -> (bool, bool) {
+        let _one_at_a_time = self
+            .refreshing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for level in &self.levels {
+            level.follow_health();
+        }
+        let none = !self.levels.is_empty() && !self.levels.iter().any(Level::has_healthy);
+        (none, self.ignore_health.swap(none, Ordering::Relaxed))
     }
 
     /// How `explain` and the documentation name the balancer.
@@ -175,6 +294,29 @@ impl NameUser for Upstream {
             level.refresh();
         }
     }
+}
+
+impl NodeUser for Upstream {
+    fn health_changed(&self) {
+        match self.judge_levels() {
+            (true, false) => log::error!(
+                "upstream {}: all nodes are unhealthy; health is ignored and every node is used",
+                self.label
+            ),
+            (false, true) => log::info!(
+                "upstream {}: a node is healthy again and health counts",
+                self.label
+            ),
+            _ => {}
+        }
+    }
+}
+
+/// Whether a connect failed for want of descriptors or buffers of our own.
+fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| short.contains(&errno))
 }
 
 impl std::fmt::Debug for Upstream {

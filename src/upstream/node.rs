@@ -1,9 +1,12 @@
 //! A node: one broker as the configuration names it, and what is known about it at run time.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
+use arc_swap::ArcSwapOption;
+
+use super::health::Health;
 use super::names::Name;
 use crate::config::resource::upstream::Host;
 
@@ -14,6 +17,12 @@ enum Addresses {
     Resolved(Arc<Name>, u16),
 }
 
+/// Something that has to follow when the state of a node changes.
+pub trait NodeUser: std::fmt::Debug + Send + Sync {
+    /// Called after the node became healthy or unhealthy.
+    fn health_changed(&self);
+}
+
 /// One broker. Shared by all tables that name it within the same upstream, so that its counts
 /// survive a reload.
 #[derive(Debug)]
@@ -22,6 +31,9 @@ pub struct Node {
     addresses: Addresses,
     live: AtomicUsize,
     turn: AtomicUsize,
+    health: Health,
+    /// The upstream in service that the node belongs to.
+    user: ArcSwapOption<Weak<dyn NodeUser>>,
 }
 
 impl Node {
@@ -44,7 +56,32 @@ impl Node {
             addresses,
             live: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
+            health: Health::default(),
+            user: ArcSwapOption::empty(),
         }
+    }
+
+    /// Its health.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Has `user` told of every change from now on, instead of an earlier one.
+    pub fn serve(&self, user: Weak<dyn NodeUser>) {
+        self.user.store(Some(Arc::new(user)));
+    }
+
+    /// Tells the user of the node that its health changed.
+    pub fn tell_health_changed(&self) {
+        if let Some(user) = self.user.load_full().and_then(|user| user.upgrade()) {
+            user.health_changed();
+        }
+    }
+
+    /// The host as configured, without port; an IPv6 address without brackets.
+    pub fn host(&self) -> &str {
+        let (host, _) = self.label.rsplit_once(':').unwrap_or((&self.label, ""));
+        host.trim_start_matches('[').trim_end_matches(']')
     }
 
     /// `host:port` as configured (`[v6]:port`): what logs, metrics and `explain` print.

@@ -144,8 +144,14 @@ impl Ring {
         }
     }
 
-    /// The first place clockwise from `key` that is not among `tried`.
-    pub fn pick(&self, key: &[u8], tried: &[Place]) -> Option<Place> {
+    /// The first place clockwise from `key` that is not among `tried` and whose member is
+    /// `wanted`.
+    pub fn pick(
+        &self,
+        key: &[u8],
+        tried: &[Place],
+        wanted: impl Fn(usize) -> bool,
+    ) -> Option<Place> {
         let snapshot = self.places.current.load();
         if tried.len() >= snapshot.by_address.len() {
             return None;
@@ -158,7 +164,8 @@ impl Ring {
         let backend = self
             .balancer
             .select_with(key, snapshot.points, |backend, _| {
-                place_of(backend).is_some_and(|place| !tried.contains(&place))
+                place_of(backend)
+                    .is_some_and(|place| !tried.contains(&place) && wanted(place.member))
             })?;
         place_of(&backend)
     }
@@ -196,7 +203,7 @@ mod tests {
     /// Indices of the nodes in the order in which a key tries them.
     fn order(ring: &Ring, key: &str) -> Vec<usize> {
         let mut tried = Vec::new();
-        while let Some(place) = ring.pick(key.as_bytes(), &tried) {
+        while let Some(place) = ring.pick(key.as_bytes(), &tried, |_| true) {
             tried.push(place);
         }
         tried.iter().map(|place| place.member).collect()
@@ -256,7 +263,7 @@ mod tests {
         ));
         let by_name = vec![(Arc::new(Node::named(name.clone(), 1883)), 1)];
         let ring = Ring::new(by_name, RingIdentity::Address);
-        let first = ring.pick(b"foo", &[]).unwrap();
+        let first = ring.pick(b"foo", &[], |_| true).unwrap();
         assert_eq!(first.address, Some("127.0.0.1:1883".parse().unwrap()));
 
         name.set(["127.0.0.1", "127.0.0.2"].map(|ip| ip.parse().unwrap()));
@@ -266,7 +273,10 @@ mod tests {
 
     #[test]
     fn an_empty_ring_picks_nobody() {
-        assert_eq!(ring(&[]).pick(b"foo", &[]), None);
-        assert_eq!(ring(&[("127.0.0.1:1883", 0)]).pick(b"foo", &[]), None);
+        assert_eq!(ring(&[]).pick(b"foo", &[], |_| true), None);
+        assert_eq!(
+            ring(&[("127.0.0.1:1883", 0)]).pick(b"foo", &[], |_| true),
+            None
+        );
     }
 }

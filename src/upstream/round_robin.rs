@@ -4,9 +4,9 @@
 //! one atomic increment. Over each full cycle the counts are exactly the weights, whichever thread
 //! picks, and nothing about it depends on the order in which connections end.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::random::random;
 
 /// The longest cycle that is laid out. Weights whose sum (divided by their common divisor) is
 /// larger are scaled down to it; no node with a weight loses its last place.
@@ -39,7 +39,7 @@ impl RoundRobin {
         places.sort_by(|((a, of_a), i), ((b, of_b), j)| (a * of_b).cmp(&(b * of_a)).then(i.cmp(j)));
         RoundRobin {
             cycle: places.into_iter().map(|(_, index)| index).collect(),
-            next: AtomicUsize::new(RandomState::new().build_hasher().finish() as usize),
+            next: AtomicUsize::new(random() as usize),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::level::Level;
+use super::level::{Level, Wish};
 use super::node::Node;
 use super::ring::Place;
 
@@ -21,6 +21,9 @@ pub struct Target {
 /// clockwise from the key on a ring, the next lower priority when a level is used up, `retries`
 /// further tries after the first (default: every other address there is).
 ///
+/// Unhealthy nodes are left out, unless every node of the upstream is unhealthy or it is the only
+/// one.
+///
 /// A node name with several addresses is tried at each of them before the next node. With one
 /// address in all, that one is dialled again for each retry.
 pub struct Targets<'a> {
@@ -31,10 +34,16 @@ pub struct Targets<'a> {
     pending: VecDeque<Target>,
     tries_left: usize,
     only: Option<Target>,
+    ignore_health: bool,
 }
 
 impl<'a> Targets<'a> {
-    pub(super) fn new(levels: &'a [Level], key: &'a [u8], retries: Option<u32>) -> Self {
+    pub(super) fn new(
+        levels: &'a [Level],
+        key: &'a [u8],
+        retries: Option<u32>,
+        ignore_health: bool,
+    ) -> Self {
         let members = || levels.iter().flat_map(|level| &level.members);
         let mut addresses = members().flat_map(|member| {
             let node = member.node.clone();
@@ -55,6 +64,7 @@ impl<'a> Targets<'a> {
             tries_left: 1 + retries.map_or(others, |retries| retries as usize),
             // APISIX: an upstream of one node uses it whatever its weight, and again and again.
             only: first.filter(|_| others == 0 && members().count() == 1),
+            ignore_health,
         }
     }
 
@@ -63,7 +73,12 @@ impl<'a> Targets<'a> {
             let Some(level) = self.levels.get(self.level) else {
                 return;
             };
-            let Some(place) = level.pick(self.key, &self.tried) else {
+            let wish = Wish {
+                key: self.key,
+                tried: &self.tried,
+                ignore_health: self.ignore_health,
+            };
+            let Some(place) = level.pick(&wish) else {
                 self.level += 1;
                 self.tried.clear();
                 continue;

@@ -72,6 +72,17 @@ impl Mosquitto {
         self.wait();
     }
 
+    /// Kills it at once, as a crash would.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again after [`Mosquitto::kill`], on the same folder and port.
+    pub fn start_again(&mut self) {
+        self.process = spawn(self.dir.path());
+        self.wait();
+    }
+
     /// Whether a client with this id has connected to it since its last start.
     pub fn has_seen(&self, id: &str) -> bool {
         self.process.count(&format!(" as {id} (")) > 0

@@ -3,6 +3,7 @@
 //! Everything compares by value, positions excepted, so that a reload can tell what changed.
 
 pub(crate) mod address;
+pub mod checks;
 pub(crate) mod hash_key;
 pub(crate) mod nodes;
 pub(crate) mod pem;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::checks::{self, Checks};
 use super::read::{Context, id, seconds, text};
 use super::{hash_key, nodes, pem, weights};
 use crate::config::diagnostic::{At, Origin, quote};
@@ -44,8 +45,8 @@ pub struct Upstream {
     pub scheme: Scheme,
     /// Client certificate and verification for [`Scheme::Tls`].
     pub upstream_tls: UpstreamTls,
-    /// Health checks as written, with every key checked against the schema.
-    pub checks: Option<serde_yaml::Value>,
+    /// Health checks; without them every node counts as healthy.
+    pub checks: Option<Checks>,
     /// Service discovery instead of `nodes`.
     pub discovery: Option<Discovery>,
 }
@@ -240,7 +241,9 @@ pub(crate) fn build(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Upst
             _ => Scheme::Tcp,
         },
         upstream_tls: upstream_tls(node, at, context),
-        checks: node.get("checks").map(Node::to_yaml),
+        checks: node
+            .get("checks")
+            .and_then(|checks| checks::build(checks, &at.key("checks"), context)),
         discovery: discovery(node, at, context),
     }
 }

@@ -321,10 +321,10 @@ fn wrong_other_fields() {
             "timeout: {connect: 0, send: 1, read: 1}",
             "x.timeout.connect: connect 0 must be greater than 0",
         ),
-        ("checks: {}", "x.checks: property \"active\" is required"),
+        ("checks: {}", "x.checks: needs active or passive"),
         (
             "checks: {active: {type: udp}}",
-            "x.checks.active.type: unknown type \"udp\" (one of http, https, tcp)",
+            "x.checks.active.type: unknown type \"udp\" (one of http, https, tcp, mqtt)",
         ),
         (
             "checks: {active: {healthy: {interval: 0}}}",

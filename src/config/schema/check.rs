@@ -324,6 +324,12 @@ impl<'p> Checker<'p> {
                     _ => format!("takes only one of: {}", written.join("; ")),
                 }
             }
+            Rule::AnyOf(names) => {
+                if names.iter().any(|name| self.present(node, name)) {
+                    return;
+                }
+                format!("needs {}", names.join(" or "))
+            }
             Rule::NotTogether(names) => {
                 if !complete(names) {
                     return;

@@ -1,7 +1,10 @@
 //! `checks` of an upstream: health checks. Unknown keys are allowed everywhere in it, as in APISIX.
+//!
+//! Extensions of ours: `passive` without `active`, `type: mqtt` with `mqtt` and `mqtt_failures`,
+//! and `passive.recovery_time`.
 
 use super::common::HOST;
-use super::{Field, Kind, List, Literal, Object, Rest, Text};
+use super::{Field, Kind, List, Literal, Object, Rest, Rule, Text};
 
 const STATUSES: Kind = Kind::List(
     List::of(&Kind::Int { min: 200, max: 599 })
@@ -10,7 +13,8 @@ const STATUSES: Kind = Kind::List(
 );
 const FROM_1: Kind = Kind::Int { min: 1, max: 254 };
 const FROM_0: Kind = Kind::Int { min: 0, max: 254 };
-const PROBES: Kind = Kind::Choice(&["http", "https", "tcp"]);
+const PROBES: Kind = Kind::Choice(&["http", "https", "tcp", "mqtt"]);
+const PASSIVE_TYPES: Kind = Kind::Choice(&["http", "https", "tcp"]);
 const METHODS: Kind = Kind::Choice(&[
     "GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "CONNECT", "TRACE", "PURGE",
 ]);
@@ -23,9 +27,8 @@ pub static CHECKS: Object = Object::strict(
         Field::new(
             "active",
             Kind::Object(&ACTIVE),
-            "Probes of the proxy's own; passive checks alone are refused.",
-        )
-        .required(),
+            "Probes of the proxy's own.",
+        ),
         Field::new(
             "passive",
             Kind::Object(&PASSIVE),
@@ -33,7 +36,8 @@ pub static CHECKS: Object = Object::strict(
         ),
     ],
 )
-.rest(Rest::Allow);
+.rest(Rest::Allow)
+.rules(&[Rule::AnyOf(&["active", "passive"])]);
 
 static ACTIVE: Object = Object::strict(
     "",
@@ -61,17 +65,22 @@ static ACTIVE: Object = Object::strict(
         Field::new(
             "req_headers",
             Kind::List(List::of(&Kind::Text(Text::ANY)).at_least(1)),
-            "Further headers of a probe.",
+            "Further headers of a probe, each \"Name: value\".",
+        ),
+        Field::new(
+            "mqtt",
+            Kind::Object(&MQTT),
+            "What a probe of type mqtt sends.",
         ),
         Field::new(
             "healthy",
             Kind::Object(&ACTIVE_HEALTHY),
-            "Probing of healthy nodes; without it they are not probed.",
+            "Probing of healthy nodes.",
         ),
         Field::new(
             "unhealthy",
             Kind::Object(&ACTIVE_UNHEALTHY),
-            "Probing of unhealthy nodes; without it they are not probed.",
+            "Probing of unhealthy nodes.",
         ),
     ],
 )
@@ -118,15 +127,49 @@ static ACTIVE_UNHEALTHY: Object = Object::strict(
         .default(Literal::Int(2)),
         Field::new("timeouts", FROM_1, "Timeouts that make a node unhealthy.")
             .default(Literal::Int(3)),
+        Field::new(
+            "mqtt_failures",
+            FROM_1,
+            "Answers other than CONNACK 0 that make a node unhealthy.",
+        )
+        .default(Literal::Int(2)),
     ],
 )
 .rest(Rest::Allow);
+
+static MQTT: Object = Object::strict(
+    "",
+    "What a probe of type mqtt sends.",
+    &[
+        Field::new(
+            "client_id_prefix",
+            Kind::Text(Text::sized(1, 64)),
+            "The client id is this and eight random characters.",
+        )
+        .default(Literal::Text("mqtt-health-")),
+        Field::new("username", Kind::TEXT, "User name of the probe."),
+        Field::new("password", Kind::TEXT, "Password of the probe.").secret(),
+        Field::new(
+            "protocol_level",
+            Kind::IntChoice(&[4, 5]),
+            "MQTT 3.1.1 (4) or 5.",
+        )
+        .default(Literal::Int(4)),
+    ],
+)
+.rest(Rest::Warn)
+.rules(&[Rule::Needs("password", "username")]);
 
 static PASSIVE: Object = Object::strict(
     "",
     "What connections of clients show about nodes.",
     &[
-        Field::new("type", PROBES, "").default(Literal::Text("http")),
+        Field::new(
+            "type",
+            PASSIVE_TYPES,
+            "Of no effect: in a stream connects are what is seen.",
+        )
+        .default(Literal::Text("http")),
         Field::new(
             "healthy",
             Kind::Object(&PASSIVE_HEALTHY),
@@ -137,6 +180,12 @@ static PASSIVE: Object = Object::strict(
             Kind::Object(&PASSIVE_UNHEALTHY),
             "When a node becomes unhealthy.",
         ),
+        Field::new(
+            "recovery_time",
+            Kind::POSITIVE,
+            "Seconds after which an unhealthy node is tried again where there are no active probes.",
+        )
+        .default(Literal::Int(30)),
     ],
 )
 .rest(Rest::Allow);

@@ -228,6 +228,13 @@ fn rule(rule: &Rule) -> Json {
                 .collect();
             json!({"oneOf": sets})
         }
+        Rule::AnyOf(names) => {
+            let each: Vec<Json> = names
+                .iter()
+                .map(|name| json!({"required": [name]}))
+                .collect();
+            json!({"anyOf": each})
+        }
         Rule::NotTogether(names) => json!({"not": {"required": names}}),
         Rule::Needs(first, second) => json!({"dependentRequired": {*first: [second]}}),
         Rule::Unless(field, text, inner) => json!({

@@ -334,6 +334,8 @@ impl List {
 pub enum Rule {
     /// Exactly one of these sets of fields must be complete.
     ExactlyOne(&'static [&'static [&'static str]]),
+    /// At least one of these fields.
+    AnyOf(&'static [&'static str]),
     /// Not all of these fields at once.
     NotTogether(&'static [&'static str]),
     /// The first field asks for the second.

@@ -297,8 +297,12 @@ fn json_schemas_and_checks_agree() {
         ),
         (true, format!("upstream: {{{node_a}, service_name: a}}")),
         (
-            false,
+            true,
             format!("upstream: {{{node_a}, checks: {{passive: {{}}}}}}"),
+        ),
+        (
+            false,
+            format!("upstream: {{{node_a}, checks: {{extra: {{}}}}}}"),
         ),
         (
             false,

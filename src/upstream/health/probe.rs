@@ -1,0 +1,230 @@
+//! Probes: what an upstream's `checks.active` says, made into one of Pingora's health checks and
+//! run against the addresses of a node.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pingora_core::connectors::TransportConnector;
+use pingora_core::protocols::ALPN;
+use pingora_core::protocols::Stream;
+use pingora_core::protocols::tls::CustomALPN;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorType};
+use pingora_load_balancing::Backend;
+use pingora_load_balancing::health_check::HealthCheck;
+
+use super::Failure;
+use super::http::HttpCheck;
+use super::mqtt::MqttCheck;
+use crate::config::resource::checks::{Active, Probe, Verify};
+use crate::config::resource::upstream::{Scheme, Upstream};
+use crate::upstream::node::Node;
+
+/// The error type of a status that counts neither as success nor as failure.
+pub(super) const NEITHER: &str = "neither healthy nor unhealthy";
+/// The error type of an HTTP status that counts as failure.
+pub(super) const STATUS: &str = "HTTP status";
+/// The error type of an answer that is no CONNACK 0.
+pub(super) const REFUSED: &str = "no CONNACK 0";
+
+/// What a probe showed.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The node is fine.
+    Success,
+    /// Neither one nor the other.
+    Neither,
+    /// It is not, and why.
+    Failed(Failure, String),
+}
+
+/// The name of the node that a [`Backend`] stands for, among its extensions.
+#[derive(Debug, Clone)]
+pub(super) struct NodeName(pub Arc<str>);
+
+/// Opens the connections of probes, with TLS where the probe has it.
+#[derive(Clone)]
+pub(super) struct Dialler {
+    pub connector: Arc<TransportConnector>,
+    pub tls: Option<Verify>,
+    /// TLS server name, instead of the node's host.
+    pub host: Option<String>,
+    pub alpn: ALPN,
+}
+
+impl Dialler {
+    /// What HTTP calls the host: the configured one, else the node's.
+    pub fn host_of(&self, target: &Backend) -> String {
+        let named = || Some(target.ext.get::<NodeName>()?.0.to_string());
+        let host = self.host.clone().or_else(named);
+        host.unwrap_or_else(|| target.addr.to_string())
+    }
+
+    pub async fn dial(&self, target: &Backend) -> pingora_core::Result<Stream> {
+        let address = target
+            .addr
+            .as_inet()
+            .ok_or_else(|| Error::explain(ErrorType::InternalError, "not an IP address"))?;
+        let mut peer = HttpPeer::new(*address, self.tls.is_some(), self.host_of(target));
+        if let Some(Verify(verify)) = self.tls {
+            peer.options.verify_cert = verify;
+            peer.options.verify_hostname = verify;
+        }
+        peer.options.alpn = self.alpn.clone();
+        self.connector.new_stream(&peer).await
+    }
+}
+
+/// A connection that is closed at once. Pingora's own TCP check has a connector, and so a store
+/// of certificates, for each upstream; this one shares it.
+struct TcpCheck(Dialler);
+
+#[async_trait]
+impl HealthCheck for TcpCheck {
+    async fn check(&self, target: &Backend) -> pingora_core::Result<()> {
+        self.0.dial(target).await.map(drop)
+    }
+
+    fn health_threshold(&self, _success: bool) -> usize {
+        1
+    }
+}
+
+/// The probe of one upstream.
+pub struct Check {
+    active: Active,
+    check: Box<dyn HealthCheck + Send + Sync>,
+}
+
+impl Check {
+    /// The probe that `active` describes for an upstream. `connector` is shared by all.
+    pub fn new(upstream: &Upstream, active: &Active, connector: Arc<TransportConnector>) -> Self {
+        let dialler = |tls, alpn| Dialler {
+            connector,
+            tls,
+            host: active.host.clone(),
+            alpn,
+        };
+        let check: Box<dyn HealthCheck + Send + Sync> = match &active.probe {
+            Probe::Tcp => Box::new(TcpCheck(dialler(None, ALPN::H1))),
+            Probe::Http(http) => Box::new(HttpCheck {
+                dialler: dialler(http.tls, ALPN::H1),
+                probe: http.clone(),
+            }),
+            Probe::Mqtt(mqtt) => {
+                // Spoken to the node as clients are: with TLS where the upstream has it.
+                let verify = Verify(upstream.upstream_tls.verify);
+                let tls = (upstream.scheme == Scheme::Tls).then_some(verify);
+                Box::new(MqttCheck {
+                    dialler: dialler(tls, ALPN::Custom(CustomALPN::new(b"mqtt".to_vec()))),
+                    probe: mqtt.clone(),
+                })
+            }
+        };
+        Check {
+            active: active.clone(),
+            check,
+        }
+    }
+
+    /// What `checks.active` says.
+    pub fn active(&self) -> &Active {
+        &self.active
+    }
+
+    /// Probes a node: it is fine when one of its addresses is, because connections try all.
+    pub async fn run(&self, node: &Node) -> Verdict {
+        let name: Arc<str> = node.host().into();
+        let mut verdict = Verdict::Failed(Failure::Tcp, "the name has no address".to_owned());
+        for address in node.addresses_in_turn() {
+            verdict = self.probe(address, name.clone()).await;
+            if matches!(verdict, Verdict::Success) {
+                break;
+            }
+        }
+        verdict
+    }
+
+    async fn probe(&self, address: SocketAddr, name: Arc<str>) -> Verdict {
+        let port = self.active.port.unwrap_or(address.port());
+        let address = SocketAddr::new(address.ip(), port);
+        let mut target = match Backend::new(&address.to_string()) {
+            Ok(target) => target,
+            Err(error) => return Verdict::Failed(Failure::Tcp, error.to_string()),
+        };
+        target.ext.insert(NodeName(name));
+        match tokio::time::timeout(self.active.timeout, self.check.check(&target)).await {
+            Ok(Ok(())) => Verdict::Success,
+            Ok(Err(error)) => verdict_of(&error),
+            Err(_) => {
+                let what = format!("{address}: no answer within {:?}", self.active.timeout);
+                Verdict::Failed(Failure::Timeout, what)
+            }
+        }
+    }
+}
+
+fn verdict_of(error: &Error) -> Verdict {
+    let failure = match error.etype() {
+        ErrorType::CustomCode(NEITHER, _) => return Verdict::Neither,
+        ErrorType::CustomCode(STATUS, _) => Failure::Http,
+        ErrorType::Custom(REFUSED) => Failure::Mqtt,
+        ErrorType::ConnectTimedout
+        | ErrorType::TLSHandshakeTimedout
+        | ErrorType::ReadTimedout
+        | ErrorType::WriteTimedout => Failure::Timeout,
+        _ => Failure::Tcp,
+    };
+    Verdict::Failed(failure, error.to_string().trim().to_owned())
+}
+
+/// An error of a connection that was open already.
+pub(super) fn broken(error: impl Display) -> Box<Error> {
+    Error::explain(ErrorType::ReadError, error.to_string())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A dialler for tests that dial nobody.
+    pub fn dialler() -> Dialler {
+        Dialler {
+            connector: Arc::new(TransportConnector::new(None)),
+            tls: None,
+            host: None,
+            alpn: ALPN::H1,
+        }
+    }
+
+    #[test]
+    fn the_host_is_the_configured_one_or_the_node() {
+        let mut target = Backend::new("127.0.0.1:8080").unwrap();
+        let own = Dialler {
+            host: Some("own.test".to_owned()),
+            ..dialler()
+        };
+        target.ext.insert(NodeName("broker.test".into()));
+        assert_eq!(dialler().host_of(&target), "broker.test");
+        assert_eq!(own.host_of(&target), "own.test");
+    }
+
+    #[test]
+    fn errors_are_failures_of_their_kind() {
+        let kind = |etype| match verdict_of(&Error::new(etype)) {
+            Verdict::Failed(failure, _) => Some(failure),
+            _ => None,
+        };
+        assert_eq!(kind(ErrorType::ConnectRefused), Some(Failure::Tcp));
+        assert_eq!(kind(ErrorType::ConnectTimedout), Some(Failure::Timeout));
+        assert_eq!(kind(ErrorType::TLSHandshakeFailure), Some(Failure::Tcp));
+        assert_eq!(
+            kind(ErrorType::CustomCode(STATUS, 503)),
+            Some(Failure::Http)
+        );
+        assert_eq!(kind(ErrorType::Custom(REFUSED)), Some(Failure::Mqtt));
+        assert_eq!(kind(ErrorType::CustomCode(NEITHER, 418)), None);
+    }
+}
