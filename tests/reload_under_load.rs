@@ -3,247 +3,16 @@
 
 mod support;
 
-use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
-use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use support::process::more_open_files;
-use support::random::Random;
-use support::ring::crc32;
-use support::{Client, Connect, Files, Proxy, config, free_ports, local, mqtt};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::LocalSet;
+use support::traffic::{Device, under_traffic};
+use support::{Client, Connect, Files, Proxy, config, free_ports, local};
 
 /// One test at a time: they measure what a reload does to traffic.
 static ALONE: Mutex<()> = Mutex::new(());
-
-/// A frame: length, sequence number, payload, checksum over all before it.
-fn frame(sequence: u64, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = (payload.len() as u32).to_be_bytes().to_vec();
-    bytes.extend(sequence.to_be_bytes());
-    bytes.extend_from_slice(payload);
-    let sum = crc32(&bytes);
-    bytes.extend(sum.to_be_bytes());
-    bytes
-}
-
-/// Reads a frame and checks it: `Ok(None)` at a clean end, `Err` when it is not the one expected.
-async fn read_frame(stream: &mut TcpStream, sequence: u64) -> Result<Option<Vec<u8>>, String> {
-    let mut head = [0; 12];
-    match stream.read_exact(&mut head).await {
-        Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(e) => return Err(format!("before frame {sequence}: {e}")),
-    }
-    let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
-    let mut number = [0; 8];
-    number.copy_from_slice(&head[4..]);
-    let number = u64::from_be_bytes(number);
-    if number != sequence || len > 1 << 20 {
-        return Err(format!(
-            "frame {number} of {len} bytes where {sequence} was due"
-        ));
-    }
-    let mut rest = vec![0; len + 4];
-    stream
-        .read_exact(&mut rest)
-        .await
-        .map_err(|e| format!("in frame {sequence}: {e}"))?;
-    let mut sum = [0; 4];
-    sum.copy_from_slice(&rest[len..]);
-    rest.truncate(len);
-    let whole = [&head[..], &rest].concat();
-    if crc32(&whole) != u32::from_be_bytes(sum) {
-        return Err(format!("frame {sequence} has a wrong checksum"));
-    }
-    Ok(Some(rest))
-}
-
-/// A broker that accepts MQTT clients and answers every frame with the same number and the payload
-/// turned around. What goes wrong is kept in `faults`.
-async fn broker(listener: TcpListener, faults: Rc<RefCell<Vec<String>>>) {
-    while let Ok((mut stream, _)) = listener.accept().await {
-        let faults = Rc::clone(&faults);
-        tokio::task::spawn_local(async move {
-            let _ = stream.set_nodelay(true);
-            let mut head = [0; 2];
-            if stream.read_exact(&mut head).await.is_err() {
-                return;
-            }
-            let mut connect = vec![0; usize::from(head[1])];
-            if stream.read_exact(&mut connect).await.is_err() {
-                return;
-            }
-            let _ = stream.write_all(mqtt::ACCEPTED).await;
-            for sequence in 0.. {
-                match read_frame(&mut stream, sequence).await {
-                    Ok(Some(mut payload)) => {
-                        payload.reverse();
-                        if let Err(e) = stream.write_all(&frame(sequence, &payload)).await {
-                            faults
-                                .borrow_mut()
-                                .push(format!("broker, answer {sequence}: {e}"));
-                            return;
-                        }
-                    }
-                    Ok(None) => return,
-                    Err(fault) => {
-                        faults.borrow_mut().push(format!("broker: {fault}"));
-                        return;
-                    }
-                }
-            }
-        });
-    }
-}
-
-/// A client that sends frames and checks the answers until `stop`. `ahead` frames are on their way
-/// at a time.
-struct Device {
-    id: String,
-    port: u16,
-    pause: Duration,
-    ahead: u64,
-    payload: usize,
-}
-
-impl Device {
-    async fn live(self, shared: Rc<Shared>) -> Result<u64, String> {
-        let mut stream = TcpStream::connect(local(self.port))
-            .await
-            .map_err(|e| format!("{}: connect: {e}", self.id))?;
-        let _ = stream.set_nodelay(true);
-        let told = |what: &str, e: &dyn std::fmt::Display| format!("{}: {what}: {e}", self.id);
-        let connect = Connect::v311(&self.id).keep_alive(600).build();
-        stream
-            .write_all(&connect)
-            .await
-            .map_err(|e| told("CONNECT", &e))?;
-        let mut answer = [0; 4];
-        stream
-            .read_exact(&mut answer)
-            .await
-            .map_err(|e| told("CONNACK", &e))?;
-        if answer != mqtt::ACCEPTED {
-            return Err(told("CONNACK", &format!("{answer:02x?}")));
-        }
-        shared.connected.set(shared.connected.get() + 1);
-        let mut random = Random::new(u64::from(crc32(self.id.as_bytes())));
-        let (mut sent, mut answered) = (0_u64, 0_u64);
-        let mut waiting = std::collections::VecDeque::new();
-        while !shared.stop.load(Ordering::SeqCst) || sent > answered {
-            while sent < answered + self.ahead && !shared.stop.load(Ordering::SeqCst) {
-                let len = 1 + random.below(self.payload);
-                let payload = random.bytes(len);
-                let bytes = frame(sent, &payload);
-                stream
-                    .write_all(&bytes)
-                    .await
-                    .map_err(|e| told("send", &e))?;
-                waiting.push_back((payload, Instant::now()));
-                sent += 1;
-            }
-            if sent == answered {
-                break;
-            }
-            let (mut payload, since) = waiting.pop_front().expect("one is on its way");
-            let got = read_frame(&mut stream, answered)
-                .await
-                .map_err(|fault| told("answer", &fault))?
-                .ok_or_else(|| told("answer", &format!("the connection ended at {answered}")))?;
-            payload.reverse();
-            if got != payload {
-                return Err(told("answer", &format!("{answered} is not what was sent")));
-            }
-            let took = since.elapsed().as_micros() as u64;
-            shared.slowest.fetch_max(took, Ordering::SeqCst);
-            answered += 1;
-            shared.answers.fetch_add(1, Ordering::SeqCst);
-            tokio::time::sleep(self.pause.mul_f64(0.5 + random.below(1000) as f64 / 1000.0)).await;
-        }
-        Ok(answered)
-    }
-}
-
-struct Shared {
-    stop: Arc<AtomicBool>,
-    answers: Arc<AtomicU64>,
-    /// Microseconds of the slowest round trip since somebody looked.
-    slowest: Arc<AtomicU64>,
-    connected: Cell<usize>,
-}
-
-/// What the thread that reloads knows of the traffic.
-#[derive(Clone)]
-struct View {
-    stop: Arc<AtomicBool>,
-    answers: Arc<AtomicU64>,
-    slowest: Arc<AtomicU64>,
-}
-
-/// Runs brokers and devices, and `reloads` in a thread of its own once every device is connected.
-/// Says how many round trips each device had and what went wrong.
-fn under_traffic(
-    brokers: &[SocketAddr],
-    devices: Vec<Device>,
-    reloads: impl FnOnce(View) + Send + 'static,
-) -> (Vec<Result<u64, String>>, Vec<String>) {
-    let view = View {
-        stop: Arc::default(),
-        answers: Arc::default(),
-        slowest: Arc::default(),
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let faults: Rc<RefCell<Vec<String>>> = Rc::default();
-    let shared = Rc::new(Shared {
-        stop: Arc::clone(&view.stop),
-        answers: Arc::clone(&view.answers),
-        slowest: Arc::clone(&view.slowest),
-        connected: Cell::new(0),
-    });
-    let results = LocalSet::new().block_on(&runtime, async {
-        for addr in brokers {
-            let listener = TcpListener::bind(addr).await.expect("a broker's port");
-            tokio::task::spawn_local(broker(listener, Rc::clone(&faults)));
-        }
-        let count = devices.len();
-        let mut living = Vec::new();
-        for device in devices {
-            living.push(tokio::task::spawn_local(device.live(Rc::clone(&shared))));
-            tokio::task::yield_now().await;
-        }
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while shared.connected.get() < count && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        assert_eq!(shared.connected.get(), count, "every device is connected");
-        let (done, mut ended) = tokio::sync::oneshot::channel::<()>();
-        let for_thread = view.clone();
-        let driver = std::thread::spawn(move || {
-            // Dropped at the end of the reloads, also by a panic: it ends the traffic.
-            let _done = done;
-            reloads(for_thread);
-        });
-        let _ = (&mut ended).await;
-        view.stop.store(true, Ordering::SeqCst);
-        let mut results = Vec::new();
-        for device in living {
-            results.push(device.await.unwrap_or_else(|e| Err(e.to_string())));
-        }
-        driver.join().expect("the reloads went well");
-        results
-    });
-    let faults = faults.borrow().clone();
-    (results, faults)
-}
 
 /// One of the variants that the file goes through; the devices' route and upstream are among what
 /// changes.
@@ -310,10 +79,10 @@ fn a_thousand_connections_live_through_a_hundred_reloads_without_a_lost_byte() {
     }));
 
     let targets = brokers.clone();
-    let (results, faults) = under_traffic(&brokers, devices, move |view| {
+    let outcome = under_traffic(&brokers, devices, move |view| {
         let start = Instant::now();
         for n in 1..=100 {
-            let before = view.answers.load(Ordering::SeqCst);
+            let before = view.answers();
             if n % 10 == 9 {
                 // Every tenth edit is one that cannot be read.
                 let mark = proxy.mark();
@@ -323,48 +92,22 @@ fn a_thousand_connections_live_through_a_hundred_reloads_without_a_lost_byte() {
             }
             proxy.reload(|| files.replace_routes(variant(n, &ports, &targets)));
             // Traffic flows between any two reloads.
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while view.answers.load(Ordering::SeqCst) < before + 400 {
-                assert!(
-                    Instant::now() < deadline,
-                    "traffic stands still at reload {n}"
-                );
-                std::thread::sleep(Duration::from_millis(2));
-            }
+            view.wait_for_answers(before, 400);
         }
         eprintln!(
             "100 reloads in {:?}, {} round trips, the slowest {} ms",
             start.elapsed(),
-            view.answers.load(Ordering::SeqCst),
-            view.slowest.load(Ordering::SeqCst) / 1000
+            view.answers(),
+            view.take_slowest().as_millis()
         );
         // New connections are served by the last file.
         proxy.reload(|| files.replace_routes(variant(0, &ports, &targets)));
         Client::mqtt(ports[0], &Connect::v311("after-all"));
         assert!(proxy.is_running());
-        view.stop.store(true, Ordering::SeqCst);
-        // The proxy must outlive the devices, which end after this thread.
-        KEPT.lock().expect("kept").push(proxy);
+        proxy
     });
-    KEPT.lock().expect("kept").clear();
-
-    assert_eq!(results.len(), 1_000);
-    let failed: Vec<&String> = results.iter().filter_map(|r| r.as_ref().err()).collect();
-    assert!(
-        failed.is_empty(),
-        "{} connections failed: {:#?}",
-        failed.len(),
-        &failed[..failed.len().min(10)]
-    );
-    assert!(faults.is_empty(), "{:#?}", &faults[..faults.len().min(10)]);
-    assert!(
-        results.iter().flatten().all(|answers| *answers > 0),
-        "every connection had traffic"
-    );
+    outcome.expect_flawless(1_000);
 }
-
-/// Proxies that must live until the traffic has ended.
-static KEPT: Mutex<Vec<Proxy>> = Mutex::new(Vec::new());
 
 /// A file of 10,000 routes and 1,000 upstreams, of which the last route is the one in use.
 fn large(edit: usize, port: u16, brokers: &[SocketAddr]) -> String {
@@ -418,16 +161,16 @@ fn a_reload_of_ten_thousand_routes_and_a_thousand_upstreams_stalls_nobody() {
         })
         .collect();
     let targets = brokers.clone();
-    let (results, faults) = under_traffic(&brokers, devices, move |view| {
+    let outcome = under_traffic(&brokers, devices, move |view| {
         for edit in 0..4 {
             let text = large(edit, ports[0], &targets);
-            view.slowest.store(0, Ordering::SeqCst);
+            view.take_slowest();
             let (cpu, start, mark) = (proxy.cpu_time(), Instant::now(), proxy.mark());
             files.replace_routes(text);
             proxy.signal(rustix::process::Signal::HUP);
             proxy.wait_for_line_after(mark, " reloaded", Duration::from_secs(60));
             let took = start.elapsed();
-            let slowest = Duration::from_micros(view.slowest.load(Ordering::SeqCst));
+            let slowest = view.take_slowest();
             eprintln!(
                 "reload {edit}: {took:?}, {:?} of CPU with its traffic, slowest round trip {slowest:?}",
                 proxy.cpu_time() - cpu
@@ -439,13 +182,7 @@ fn a_reload_of_ten_thousand_routes_and_a_thousand_upstreams_stalls_nobody() {
             assert!(took < Duration::from_secs(20), "the reload took {took:?}");
             Client::mqtt(ports[0], &Connect::v311("by-the-last-route"));
         }
-        view.stop.store(true, Ordering::SeqCst);
-        KEPT.lock().expect("kept").push(proxy);
+        proxy
     });
-    KEPT.lock().expect("kept").clear();
-    let failed: Vec<&String> = results.iter().filter_map(|r| r.as_ref().err()).collect();
-    assert!(
-        failed.is_empty() && faults.is_empty(),
-        "{failed:#?} {faults:#?}"
-    );
+    outcome.expect_flawless(50);
 }

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, mpsc};
 
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
@@ -52,7 +53,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         metrics.clone(),
         signals.reload.clone(),
     );
-    first_load(&source, files.strict)?;
+    first_load(&source, files.strict, upgrade)?;
     let meeting = socket_path::of(&files.config);
     let mut inherited = None;
     if upgrade {
@@ -63,9 +64,13 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let mut sockets = HashMap::new();
     if let Some(inherited) = &mut inherited {
         sockets = std::mem::take(&mut inherited.listeners);
-        metrics.carry_on(&inherited.state.metrics);
+        metrics.carry_on(&inherited.state.metrics, "");
     }
-    let sockets = Sockets::open(&settings, &metrics, sockets)?;
+    let sockets = Sockets::open(&settings, &metrics, sockets).inspect_err(|failure| {
+        if let (Some(inherited), Failure::Running(why)) = (&inherited, failure) {
+            inherited.refuse(why);
+        }
+    })?;
     let limit = max_connections(&settings, sockets.clients.len());
     let conf = server_conf(&settings)?;
     let threads = conf.threads;
@@ -75,20 +80,30 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let places = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
     let (accepting, accepts) = watch::channel(true);
     let (started, has_started) = mpsc::channel();
+    let (paused, taking_over) = (Arc::default(), Arc::default());
     let admission = Admission {
         places: places.clone(),
+        connections: connections.clone(),
         accepting: accepts,
+        paused: Arc::clone(&paused),
         started,
     };
     match meeting {
-        Ok(meeting) => signals.set_upgrade(Arc::new(OldSide::new(
-            relays.clone(),
-            connections.clone(),
-            sockets.clones().map_err(running)?,
-            accepting,
-            metrics.clone(),
-            meeting,
-        ))),
+        Ok(socket) => {
+            let listeners = sockets.clones().map_err(running)?;
+            signals.set_upgrade(Arc::new(OldSide {
+                relays: relays.clone(),
+                connections: connections.clone(),
+                accepting,
+                paused,
+                loops: listeners.len(),
+                metrics: metrics.clone(),
+                socket,
+                taking_over: Arc::clone(&taking_over),
+                listeners: Mutex::new(listeners),
+                busy: AtomicBool::new(false),
+            }));
+        }
         Err(error) => log::warn!("this process cannot be upgraded: {error}"),
     }
     match inherited {
@@ -100,6 +115,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
                 table: table.clone(),
                 listeners: sockets.listeners(),
                 metrics: metrics.clone(),
+                taking_over,
             };
             arrivals.take(inherited, has_started);
         }
@@ -116,7 +132,6 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
             idle: settings.idle,
         },
         metrics: metrics.clone(),
-        connections: connections.clone(),
         relays,
         throttle: Throttle::default(),
     });
@@ -141,8 +156,9 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         });
         let admission = Admission {
             places: Arc::new(Semaphore::new(MAX_SCRAPES)),
-            accepting: admission.accepting.clone(),
+            connections: Arc::default(),
             started: mpsc::channel().0,
+            ..admission.clone()
         };
         let sockets = vec![socket];
         server.add_service(ListenService::new(
@@ -166,13 +182,14 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
 }
 
 /// Loads the standalone file before anything is bound. One that is not there yet, or not finished,
-/// is waited for while the process runs; any other that cannot be taken ends it here.
-fn first_load(source: &Source, strict: bool) -> Result<(), Failure> {
+/// is waited for while the process runs; any other that cannot be taken ends it here, and so does
+/// every one in an upgrade, where the process before this one serves something better than nothing.
+fn first_load(source: &Source, strict: bool, upgrade: bool) -> Result<(), Failure> {
     let loaded = match source.load() {
         Ok(loaded) => loaded,
         Err(error) => {
             source.not_applied(&error);
-            return match error.may_pass() {
+            return match error.may_pass() && !upgrade {
                 true => Ok(()),
                 false => Err(Failure::Configuration),
             };

@@ -115,27 +115,32 @@ impl BackgroundService for Signals {
                 _ = user1.recv() => log::warn!("SIGUSR1 has no effect in this version"),
                 _ = user2.recv() => {
                     log::info!("SIGUSR2: upgrading to the binary on disk");
-                    match same_command_to_upgrade() {
-                        Ok(command) => self.hand_over(Some(command)),
-                        Err(error) => log::error!("upgrade: own binary not found: {error}"),
-                    }
+                    self.hand_over(Some(same_command_to_upgrade()));
                 }
             }
         }
     }
 }
 
-/// The binary that is on disk now, with the arguments of this process.
-fn same_command_to_upgrade() -> io::Result<Command> {
-    let path = std::env::current_exe()?;
-    // A binary that was replaced is shown with this suffix; the new one has the old name.
-    let path = path.as_os_str().as_encoded_bytes();
-    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
-    let mut command = Command::new(OsStr::from_bytes(path));
-    let arguments = std::env::args_os().skip(1);
-    command.args(arguments.filter(|argument| argument != "--upgrade" && argument != "-u"));
+/// What is on disk now under the name by which this process was started, with the same arguments.
+/// The name and not the file that runs: a link may lead to a newer version since.
+fn same_command_to_upgrade() -> Command {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "mqtt-proxy".into());
+    let mut command = Command::new(name);
+    for argument in arguments {
+        match argument.as_bytes() {
+            b"--upgrade" | b"-u" => {}
+            [b'-', b'u', rest @ ..] => {
+                command.arg(OsStr::from_bytes(&[b"-", rest].concat()));
+            }
+            _ => {
+                command.arg(argument);
+            }
+        }
+    }
     command.arg("--upgrade");
-    Ok(command)
+    command
 }
 
 /// Tells Pingora when to begin the shutdown.

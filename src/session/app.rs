@@ -13,7 +13,6 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::client_stream::ClientStream;
-use super::connections::Connections;
 use super::first_answer::first_answer;
 use super::outcome::{End, Record};
 use super::preread::{Preread, PrereadError, read_connect};
@@ -59,8 +58,6 @@ pub struct ProxyApp {
     pub policy: Policy,
     /// Where everything is counted.
     pub metrics: Arc<Metrics>,
-    /// The live connections.
-    pub connections: Arc<Connections>,
     /// Where established pairs go.
     pub relays: Arc<Relays>,
     /// Keeps refusals from flooding the log.
@@ -90,9 +87,9 @@ impl ProxyApp {
             client,
             listener,
             permit,
+            live,
         } = accepted;
         let started = Instant::now();
-        let live = self.connections.enter();
         let metrics = self.metrics.clone();
         let mut record = Record::open(client, listener, metrics, Some(permit), live);
         let mut preread = Preread::default();

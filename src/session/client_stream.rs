@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::connections::Live;
 use super::listener::Listener;
 
 /// A connection that has been accepted and nothing else.
@@ -33,6 +34,8 @@ pub struct ClientStream {
     pub listener: Arc<Listener>,
     /// Its place among the connections that the process may hold.
     pub permit: OwnedSemaphorePermit,
+    /// Counts it from the moment when it was accepted.
+    pub live: Live,
 }
 
 impl AsyncRead for ClientStream {

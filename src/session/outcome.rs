@@ -121,6 +121,10 @@ impl Drop for Record {
     fn drop(&mut self) {
         self.listener.active.dec();
         let reason = self.end.reason();
+        if self.end == End::HandedOver {
+            // It has not ended: the process that relays it now counts and logs it.
+            return;
+        }
         self.metrics.ended(reason, self.to_broker, self.to_client);
         log::debug!(
             target: "mqtt_proxy::access",

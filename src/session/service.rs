@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::TcpListener as StdListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::client_stream::ClientStream;
+use super::connections::Connections;
 use super::listener::Listener;
 use crate::telemetry::throttle::Throttle;
 
@@ -41,8 +43,12 @@ pub struct Admission {
     /// How many connections may be served at a time; beyond it, one more waits at each listener
     /// and all others in the kernel's queue.
     pub places: Arc<Semaphore>,
+    /// Where connections are counted.
+    pub connections: Arc<Connections>,
     /// False while another process accepts on the same sockets (an upgrade).
     pub accepting: watch::Receiver<bool>,
+    /// How many listeners have heard that they do not accept.
+    pub paused: Arc<AtomicUsize>,
     /// Told once all listeners accept.
     pub started: mpsc::Sender<()>,
 }
@@ -111,7 +117,9 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
 ) {
     let Admission {
         places,
+        connections,
         mut accepting,
+        paused,
         ..
     } = admission;
     let throttle = Throttle::default();
@@ -123,15 +131,22 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
             () = &mut stop => return,
             () = until(&mut accepting, false) => {
                 // Another process accepts now; this one waits in case it has to go on.
-                tokio::select! {
-                    () = &mut stop => return,
-                    () = until(&mut accepting, true) => continue,
+                paused.fetch_add(1, Ordering::SeqCst);
+                let again = tokio::select! {
+                    () = &mut stop => false,
+                    () = until(&mut accepting, true) => true,
+                };
+                paused.fetch_sub(1, Ordering::SeqCst);
+                match again {
+                    true => continue,
+                    false => return,
                 }
             }
             accepted = socket.accept() => accepted,
         };
         match accepted {
             Ok((stream, client)) => {
+                let live = connections.enter();
                 let permit = tokio::select! {
                     () = &mut stop => return,
                     permit = places.clone().acquire_owned() => permit,
@@ -145,6 +160,7 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
                     client,
                     listener: listener.clone(),
                     permit,
+                    live,
                 });
                 let (app, shutdown) = (app.clone(), shutdown.clone());
                 tokio::spawn(async move { app.process_new(connection, &shutdown).await });

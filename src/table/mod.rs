@@ -29,6 +29,20 @@ pub struct Route {
     pub upstream: Result<Arc<Upstream>, NoUpstream>,
 }
 
+impl Route {
+    /// A route that the configuration does not have any more, for connections that it took.
+    pub fn gone(id: &str) -> Self {
+        Route {
+            id: id.to_owned(),
+            name: None,
+            service_id: None,
+            service_name: None,
+            mqtt_proxy: None,
+            upstream: Err(NoUpstream::Missing),
+        }
+    }
+}
+
 /// Why a route has no upstream. APISIX finds out at the first connection; here `check` and the
 /// log of a load say it before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

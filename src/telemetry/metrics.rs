@@ -4,6 +4,7 @@
 //! are bounded by the configuration and by fixed lists of reasons: never a client id.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -46,6 +47,17 @@ struct ByUpstream {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByResult {
     result: &'static str,
+}
+
+/// Results of a load: applied or not.
+const RESULTS: [&str; 2] = ["applied", "rejected"];
+
+/// Series and values of a scrape, as far as the values are whole numbers.
+fn samples(text: &str) -> impl Iterator<Item = (&str, u64)> {
+    text.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        Some((series, value.parse().ok()?))
+    })
 }
 
 /// The fixed labels of the build.
@@ -204,7 +216,7 @@ impl Metrics {
 
     /// The standalone file was read: applied (with or without bad objects) or not.
     pub fn reloaded(&self, applied: bool) {
-        let result = if applied { "applied" } else { "rejected" };
+        let result = RESULTS[usize::from(!applied)];
         self.reloads.get_or_create(&ByResult { result }).inc();
         if applied {
             let now = std::time::SystemTime::now();
@@ -214,22 +226,19 @@ impl Metrics {
         }
     }
 
-    /// Adds the counters of another process, as [`encode`](Self::encode) wrote them there. Gauges
-    /// count what this process holds itself; a counter that it does not have is left out.
-    pub fn carry_on(&self, text: &str) {
-        for line in text.lines() {
-            let Some((name, value)) = line.rsplit_once(' ') else {
-                continue;
-            };
-            let Ok(value) = value.parse::<u64>() else {
-                continue;
-            };
-            let (name, label) = match name.split_once('{') {
+    /// Adds the counters of another process, as [`encode`](Self::encode) wrote them there, less
+    /// what it had written `before` (empty at first). Gauges count what this process holds itself;
+    /// a counter that it does not have is left out.
+    pub fn carry_on(&self, text: &str, before: &str) {
+        let before: HashMap<&str, u64> = samples(before).collect();
+        for (series, value) in samples(text) {
+            let more = value.saturating_sub(before.get(series).copied().unwrap_or(0));
+            let (name, label) = match series.split_once('{') {
                 Some((name, labels)) => (name, labels.split('"').nth(1).unwrap_or_default()),
-                None => (name, ""),
+                None => (series, ""),
             };
             self.counter(name, label, |counter| {
-                counter.inc_by(value);
+                counter.inc_by(more);
             });
         }
     }
@@ -252,6 +261,12 @@ impl Metrics {
             "mqtt_proxy_refused_total" => add(&self.refused.get_or_create(&by_reason(label))),
             "mqtt_proxy_connections_ended_total" => {
                 add(&self.ended.get_or_create(&by_reason(label)));
+            }
+            "mqtt_proxy_config_reload_total" => {
+                let result = RESULTS.into_iter().find(|result| *result == label);
+                if let Some(result) = result {
+                    add(&self.reloads.get_or_create(&ByResult { result }));
+                }
             }
             "mqtt_proxy_to_broker_bytes_total" => add(&self.bytes_to_broker),
             "mqtt_proxy_to_client_bytes_total" => add(&self.bytes_to_client),
@@ -280,12 +295,19 @@ mod tests {
         old.ended("client_closed", 10, 20);
         let new = Metrics::default();
         new.ended("client_closed", 1, 1);
-        new.carry_on(&old.encode());
-        new.carry_on("# EOF\nnonsense\nunknown_total{a=\"b\"} 7\nmqtt_proxy_refused_total{ 1");
+        let first = old.encode();
+        new.carry_on(&first, "");
+        new.carry_on(
+            "# EOF\nnonsense\nunknown_total{a=\"b\"} 7\nmqtt_proxy_refused_total{ 1",
+            "",
+        );
+        old.refused("malformed");
+        new.carry_on(&old.encode(), &first);
         let text = new.encode();
         assert!(text.contains("apisix_stream_connection_total{route=\"mqtt\"} 1"));
         assert!(text.contains("mqtt_proxy_connections_ended_total{reason=\"client_closed\"} 2"));
         assert!(text.contains("mqtt_proxy_to_client_bytes_total 21"));
+        assert!(text.contains("mqtt_proxy_refused_total{reason=\"malformed\"} 1"));
         assert!(!text.contains("active_connections{"), "{text}");
     }
 

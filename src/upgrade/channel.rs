@@ -10,11 +10,14 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+use rustix::process::{PidfdFlags, pidfd_open};
 
 const MAGIC: [u8; 4] = *b"MQPU";
 const HEADER: usize = 12;
@@ -38,7 +41,11 @@ pub struct Frame {
 
 /// One end of the connection between the two processes.
 #[derive(Debug)]
-pub struct Channel(UnixStream);
+pub struct Channel {
+    stream: UnixStream,
+    /// The process at the other end; a descriptor is not fooled by a process id that is used again.
+    peer: OwnedFd,
+}
 
 impl Channel {
     /// Takes a connected socket whose peer must be a process of this user or of root.
@@ -46,12 +53,27 @@ impl Channel {
     /// # Errors
     /// When it is another user's, or the socket cannot be set up.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
-        let peer = socket_peercred(&stream)?.uid;
-        if peer != rustix::process::geteuid() && !peer.is_root() {
-            let what = format!("the peer is a process of user {}", peer.as_raw());
+        let peer = socket_peercred(&stream)?;
+        if peer.uid != rustix::process::geteuid() && !peer.uid.is_root() {
+            let what = format!("the peer is a process of user {}", peer.uid.as_raw());
             return Err(io::Error::new(ErrorKind::PermissionDenied, what));
         }
-        Ok(Channel(stream))
+        let peer = pidfd_open(peer.pid, PidfdFlags::empty())?;
+        Ok(Channel { stream, peer })
+    }
+
+    /// Whether the process at the other end has ended, or ends within this time. That a channel
+    /// is closed does not say so.
+    pub fn peer_has_ended(&self, within: Duration) -> bool {
+        let limit = Timespec {
+            tv_sec: within.as_secs() as i64,
+            tv_nsec: within.subsec_nanos().into(),
+        };
+        let mut descriptors = [PollFd::new(&self.peer, PollFlags::IN)];
+        matches!(
+            retry_on_intr(|| poll(&mut descriptors, Some(&limit))),
+            Ok(1..)
+        )
     }
 
     /// How long one read or write may take.
@@ -59,8 +81,8 @@ impl Channel {
     /// # Errors
     /// As setsockopt(2).
     pub fn set_limit(&self, limit: Duration) -> io::Result<()> {
-        self.0.set_read_timeout(Some(limit))?;
-        self.0.set_write_timeout(Some(limit))
+        self.stream.set_read_timeout(Some(limit))?;
+        self.stream.set_write_timeout(Some(limit))
     }
 
     /// Sends a frame.
@@ -82,9 +104,10 @@ impl Channel {
             control.push(SendAncillaryMessage::ScmRights(descriptors));
         }
         let slices = [IoSlice::new(&header)];
-        let sent = sendmsg(&self.0, &slices, &mut control, SendFlags::NOSIGNAL)?;
-        (&self.0).write_all(&header[sent..])?;
-        (&self.0).write_all(payload)
+        let sent =
+            retry_on_intr(|| sendmsg(&self.stream, &slices, &mut control, SendFlags::NOSIGNAL))?;
+        (&self.stream).write_all(&header[sent..])?;
+        (&self.stream).write_all(payload)
     }
 
     /// Receives a frame; `None` when the peer has closed the connection between two frames.
@@ -97,7 +120,14 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut header)];
-        let received = recvmsg(&self.0, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let received = retry_on_intr(|| {
+            recvmsg(
+                &self.stream,
+                &mut slices,
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )
+        })?;
         if received.bytes == 0 {
             return Ok(None);
         }
@@ -107,7 +137,7 @@ impl Channel {
                 descriptors.extend(rights);
             }
         }
-        (&self.0).read_exact(&mut header[received.bytes..])?;
+        (&self.stream).read_exact(&mut header[received.bytes..])?;
         let [magic @ .., kind, count, _, _, a, b, c, d] = header;
         if magic != MAGIC {
             return Err(broken("this is no upgrade of mqtt-proxy"));
@@ -125,7 +155,7 @@ impl Channel {
         while payload.len() < length {
             let start = payload.len();
             payload.resize(length.min(start + PIECE), 0);
-            (&self.0).read_exact(&mut payload[start..])?;
+            (&self.stream).read_exact(&mut payload[start..])?;
         }
         Ok(Some(Frame {
             kind,
@@ -137,7 +167,7 @@ impl Channel {
     /// Ends the sending side; what the peer has sent can still be received.
     pub fn end(&self) {
         // The peer may be gone already.
-        let _ = self.0.shutdown(std::net::Shutdown::Write);
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
     }
 }
 

@@ -27,6 +27,8 @@ pub mod kind {
     pub const COMMIT: u8 = 8;
     /// New to old: they are taken, and relayed from now on.
     pub const COMMITTED: u8 = 9;
+    /// Old to new, [`State`](super::State): the last counters; the old process leaves.
+    pub const LAST: u8 = 10;
 }
 
 /// Who speaks.

@@ -55,9 +55,12 @@ pub enum UpgradeError {
     /// Nobody listens on the socket.
     #[error("no new process listens on {0}")]
     Nobody(String),
-    /// An upgrade is under way already.
-    #[error("an upgrade is under way already")]
-    Busy,
+    /// One upgrade at a time.
+    #[error("{0}")]
+    Busy(&'static str),
+    /// The new process died after it had taken over.
+    #[error("the new process has died")]
+    Died,
 }
 
 impl UpgradeError {

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -104,6 +105,14 @@ fn receive_listeners(channel: Channel) -> Result<Inherited, UpgradeError> {
     }
 }
 
+impl Inherited {
+    /// Tells the old process that this one cannot take over, and why.
+    pub fn refuse(&self, why: &str) {
+        // It goes on in any case; that it hears why is a courtesy.
+        let _ = say(&self.channel, "refusing", kind::REFUSED, &why);
+    }
+}
+
 /// Where live connections arrive.
 pub struct Arrivals {
     /// Relays them.
@@ -118,56 +127,99 @@ pub struct Arrivals {
     pub listeners: HashMap<SocketAddr, Arc<Listener>>,
     /// Where they are counted.
     pub metrics: Arc<Metrics>,
+    /// True until the old process has left.
+    pub taking_over: Arc<AtomicBool>,
 }
+
+/// How long the old process may take to be gone once its end of the channel is closed.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 impl Arrivals {
     /// Takes the live connections in a thread of its own, from the moment when this process
-    /// accepts (`accepting` says so) until the old one has no more.
+    /// accepts (`accepting` says so) until the old one has no more. When the old one stays, this
+    /// one leaves.
     pub fn take(self, inherited: Inherited, accepting: Receiver<()>) {
+        self.taking_over.store(true, Ordering::SeqCst);
         std::thread::spawn(move || {
-            let started = accepting.recv_timeout(START_LIMIT + Duration::from_secs(10));
-            if started.is_err() {
-                log::error!("upgrade: this process did not come to accept connections");
-                return;
-            }
-            match self.take_all(&inherited.channel) {
-                Ok(count) => log::info!("upgrade: complete, {count} connections taken over"),
-                Err(error) => log::error!("upgrade: {error}"),
+            let started = accepting.recv_timeout(START_LIMIT + STEP_LIMIT);
+            let mut taken = 0;
+            let result = match started {
+                Ok(()) => self.take_all(&inherited, &mut taken),
+                Err(_) => Err(UpgradeError::Unexpected {
+                    step: "starting to accept",
+                }),
+            };
+            self.taking_over.store(false, Ordering::SeqCst);
+            match result {
+                Ok(()) => log::info!("upgrade: complete, {taken} connections taken over"),
+                Err(error) if taken > 0 => {
+                    log::error!("upgrade: the last connections stay in the old process: {error}");
+                }
+                Err(error) => {
+                    log::error!("upgrade: not taken over, the old process goes on: {error}");
+                    std::process::exit(1);
+                }
             }
         });
     }
 
-    fn take_all(&self, channel: &Channel) -> Result<usize, UpgradeError> {
+    fn take_all(&self, inherited: &Inherited, taken: &mut usize) -> Result<(), UpgradeError> {
         let step = "taking over connections";
+        let channel = &inherited.channel;
         say(channel, step, kind::LISTENING, &())?;
-        super::systemd::ready();
         // From here on the old process decides when the next message comes.
         channel
             .set_limit(Duration::from_secs(7 * 24 * 3600))
             .map_err(UpgradeError::at(step))?;
-        let (mut held, mut taken) = (Vec::new(), 0);
+        let mut held = Vec::new();
         loop {
             let frame = match channel.receive() {
                 Ok(Some(frame)) => frame,
-                // The old process is gone, finished or not: what came whole is ours.
-                Ok(None) | Err(_) => {
-                    taken += held.len();
-                    self.relays.adopt(held);
-                    return Ok(taken);
-                }
+                closed => return self.closed(channel, closed.err(), held, taken),
             };
             match frame.kind {
                 kind::PAIRS => held.extend(self.decode(frame, step)?),
                 kind::COMMIT => {
                     // Said before the first byte is relayed: if it cannot be said, the old process
-                    // keeps them.
-                    say(channel, step, kind::COMMITTED, &held.len())?;
-                    taken += held.len();
+                    // keeps them, unless it is gone.
+                    if let Err(error) = say(channel, step, kind::COMMITTED, &held.len())
+                        && !channel.peer_has_ended(END_LIMIT)
+                    {
+                        return Err(error);
+                    }
+                    *taken += held.len();
                     self.relays.adopt(std::mem::take(&mut held));
+                    super::systemd::ready();
+                }
+                kind::LAST => {
+                    let State { metrics } = read(step, &frame)?;
+                    self.metrics.carry_on(&metrics, &inherited.state.metrics);
+                    return Ok(());
                 }
                 _ => return Err(UpgradeError::Unexpected { step }),
             }
         }
+    }
+
+    /// The channel is closed. What came whole belongs to this process if the old one is gone;
+    /// otherwise the old one still has it.
+    fn closed(
+        &self,
+        channel: &Channel,
+        error: Option<std::io::Error>,
+        held: Vec<Carried>,
+        taken: &mut usize,
+    ) -> Result<(), UpgradeError> {
+        if channel.peer_has_ended(END_LIMIT) {
+            *taken += held.len();
+            self.relays.adopt(held);
+            super::systemd::ready();
+            return Ok(());
+        }
+        held.into_iter()
+            .for_each(|carried| carried.pair.handed_over());
+        let error = error.unwrap_or_else(|| ErrorKind::UnexpectedEof.into());
+        Err(UpgradeError::at("taking over connections")(error))
     }
 
     fn decode(&self, frame: Frame, step: &'static str) -> Result<Vec<Carried>, UpgradeError> {
@@ -202,11 +254,17 @@ impl Arrivals {
         record.route = arrived
             .route
             .as_ref()
-            .and_then(|id| routes.get(id.as_str()))
-            .map(|route| Arc::clone(route));
+            .map(|id| match routes.get(id.as_str()) {
+                Some(route) => Arc::clone(route),
+                None => Arc::new(Route::gone(id)),
+            });
         record.broker = arrived.node.as_ref().and_then(|label| {
-            let upstream = record.route.as_ref()?.upstream.as_ref().ok()?;
-            let known = upstream.nodes().find(|node| node.label() == label).cloned();
+            let upstream = record
+                .route
+                .as_ref()
+                .and_then(|route| route.upstream.as_ref().ok());
+            let known = upstream
+                .and_then(|upstream| upstream.nodes().find(|node| node.label() == label).cloned());
             // A node that is not in the configuration any more still has its name in the log.
             let node = known.or_else(|| Some(Arc::new(Node::fixed(label.parse().ok()?))))?;
             Some(InFlight::on(node))

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::channel::{Channel, MAX_DESCRIPTORS};
-use super::message::{Hello, Listeners, State, hear, kind, say};
+use super::message::{Hello, Listeners, State, hear, kind, read, say};
 use super::record::{BATCH, encode};
-use super::{START_LIMIT, STEP_LIMIT, UpgradeError};
+use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, UpgradeError, systemd};
 use crate::session::connections::Connections;
 use crate::session::relay::Relays;
 use crate::session::relay::engine::Carried;
@@ -26,57 +26,59 @@ use crate::telemetry::metrics::Metrics;
 /// that belongs to it.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// How long the accept loops may take to hear that they do not accept any more. One that waits for
+/// a place cannot hear it before there is one; its connection is counted.
+const PAUSE_LIMIT: Duration = Duration::from_secs(1);
+
 /// What this process has to hand over.
 pub struct OldSide {
     /// The relay threads.
     pub relays: Arc<Relays>,
     /// The live connections.
     pub connections: Arc<Connections>,
-    /// The listening sockets.
-    listeners: Mutex<Vec<(SocketAddr, OwnedFd)>>,
     /// Whether this process accepts.
     pub accepting: watch::Sender<bool>,
+    /// How many accept loops have heard that they do not.
+    pub paused: Arc<AtomicUsize>,
+    /// How many accept loops there are.
+    pub loops: usize,
     /// Counters to carry on.
     pub metrics: Arc<Metrics>,
     /// Where the new process listens.
     pub socket: PathBuf,
-    busy: AtomicBool,
+    /// True while the process before this one has not left yet.
+    pub taking_over: Arc<AtomicBool>,
+    /// The listening sockets.
+    pub listeners: Mutex<Vec<(SocketAddr, OwnedFd)>>,
+    /// True while an upgrade is under way.
+    pub busy: AtomicBool,
+}
+
+/// The new process after the first commit: it serves.
+struct Successor {
+    channel: Channel,
+    late: Receiver<Carried>,
 }
 
 impl OldSide {
-    /// Puts together what would be handed over.
-    pub fn new(
-        relays: Arc<Relays>,
-        connections: Arc<Connections>,
-        listeners: Vec<(SocketAddr, OwnedFd)>,
-        accepting: watch::Sender<bool>,
-        metrics: Arc<Metrics>,
-        socket: PathBuf,
-    ) -> Self {
-        OldSide {
-            relays,
-            connections,
-            listeners: Mutex::new(listeners),
-            accepting,
-            metrics,
-            socket,
-            busy: AtomicBool::new(false),
-        }
-    }
-
     /// Upgrades in a thread of its own. `start` starts the new process; without it one has been
     /// started by somebody else and listens already. When all is handed over and the last
     /// connection has left, this process exits; when anything fails, it goes on as before.
     pub fn begin(self: &Arc<Self>, start: Option<Command>) {
-        if self.busy.swap(true, Ordering::SeqCst) {
-            log::error!("upgrade: {}", UpgradeError::Busy);
+        let busy = if self.taking_over.load(Ordering::SeqCst) {
+            Some("the process before this one has not left yet")
+        } else if self.busy.swap(true, Ordering::SeqCst) {
+            Some("an upgrade is under way already")
+        } else {
+            None
+        };
+        if let Some(why) = busy {
+            log::error!("upgrade failed: {}", UpgradeError::Busy(why));
             return;
         }
         let own = self.clone();
         std::thread::spawn(move || {
             if let Err(error) = own.upgrade(start) {
-                own.relays.redirect(None);
-                own.accepting.send_replace(true);
                 log::error!("upgrade failed, this process goes on serving: {error}");
             }
             own.busy.store(false, Ordering::SeqCst);
@@ -101,15 +103,19 @@ impl OldSide {
             Some(mut command) => Some(command.spawn().map_err(UpgradeError::Start)?),
             None => None,
         };
-        let result = self
-            .connect(&mut child)
-            .and_then(|channel| self.hand_over(&channel));
-        if let (Err(_), Some(child)) = (&result, &mut child) {
-            // Half an upgrade must not linger beside the process that goes on.
-            let _ = child.kill();
-            let _ = child.wait();
+        let connected = self.connect(&mut child);
+        match connected.and_then(|channel| self.hand_over(channel)) {
+            Ok(successor) => self.follow(successor),
+            Err(error) => {
+                systemd::ready();
+                if let Some(child) = &mut child {
+                    // Half an upgrade must not linger beside the process that goes on.
+                    let _ = child.kill();
+                    let _ = child.wait();
+                }
+                Err(error)
+            }
         }
-        result
     }
 
     /// Connects once the new process listens.
@@ -119,15 +125,10 @@ impl OldSide {
         let stream = loop {
             match UnixStream::connect(&self.socket) {
                 Ok(stream) => break stream,
-                Err(error)
-                    if !matches!(
-                        error.kind(),
-                        ErrorKind::NotFound | ErrorKind::ConnectionRefused
-                    ) =>
-                {
-                    return Err(UpgradeError::at(step)(error));
-                }
-                Err(_) => {}
+                Err(error) => match error.kind() {
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused => {}
+                    _ => return Err(UpgradeError::at(step)(error)),
+                },
             }
             match child {
                 None => return Err(UpgradeError::Nobody(self.socket.display().to_string())),
@@ -149,35 +150,62 @@ impl OldSide {
         Ok(channel)
     }
 
-    fn hand_over(&self, channel: &Channel) -> Result<(), UpgradeError> {
-        say(channel, "greeting", kind::HELLO, &Hello::own())?;
-        let hello: Hello =
-            super::message::read("greeting", &hear(channel, "greeting", kind::READY)?)?;
+    /// Everything up to the moment when the new process has the connections. On an error all of
+    /// it is undone.
+    fn hand_over(&self, channel: Channel) -> Result<Successor, UpgradeError> {
+        say(&channel, "greeting", kind::HELLO, &Hello::own())?;
+        let hello: Hello = read("greeting", &hear(&channel, "greeting", kind::READY)?)?;
+        if hello.protocol != PROTOCOL {
+            let why = format!("it speaks version {} of the protocol", hello.protocol);
+            return Err(UpgradeError::Refused(why));
+        }
         log::info!(
             "upgrade: process {} (version {}) is ready",
             hello.pid,
             hello.version
         );
-        self.send_listeners(channel)?;
-        hear(
-            channel,
-            "waiting until the new process accepts",
-            kind::LISTENING,
-        )?;
-        self.accepting.send_replace(false);
+        self.send_listeners(&channel)?;
+        let step = "waiting until the new process accepts";
+        hear(&channel, step, kind::LISTENING)?;
+        self.pause();
 
         let started = Instant::now();
         let (to, late) = mpsc::channel();
         self.relays.redirect(Some(to));
-        let moved = self.commit(channel, self.relays.release())?;
-        log::info!(
-            "upgrade: {moved} connections handed over to process {} in {} ms",
-            hello.pid,
-            started.elapsed().as_millis()
-        );
-        self.follow(channel, &late)?;
-        log::info!("upgrade: complete, leaving");
-        std::process::exit(0);
+        match self.commit(&channel, self.relays.release()) {
+            Ok(moved) => {
+                log::info!(
+                    "upgrade: {moved} connections handed over to process {} in {} ms",
+                    hello.pid,
+                    started.elapsed().as_millis()
+                );
+                Ok(Successor { channel, late })
+            }
+            Err(error) => {
+                self.take_back(&late);
+                self.accepting.send_replace(true);
+                Err(error)
+            }
+        }
+    }
+
+    /// Stops accepting and waits until every accept loop has heard it.
+    fn pause(&self) {
+        self.accepting.send_replace(false);
+        let deadline = Instant::now() + PAUSE_LIMIT;
+        while !self.is_paused() && Instant::now() < deadline {
+            std::thread::park_timeout(LOOK / 10);
+        }
+    }
+
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst) >= self.loops
+    }
+
+    /// Relays here what was on its way to the new process.
+    fn take_back(&self, late: &Receiver<Carried>) {
+        self.relays.redirect(None);
+        self.relays.adopt(late.try_iter().collect());
     }
 
     fn send_listeners(&self, channel: &Channel) -> Result<(), UpgradeError> {
@@ -212,27 +240,44 @@ impl OldSide {
         }
     }
 
-    /// Stays until the connections that were still on their way have followed or ended.
-    fn follow(&self, channel: &Channel, late: &Receiver<Carried>) -> Result<(), UpgradeError> {
-        while self.connections.live() > 0 {
-            match late.recv_timeout(LOOK) {
-                Ok(pair) => {
-                    self.commit(
-                        channel,
-                        std::iter::once(pair).chain(late.try_iter()).collect(),
-                    )?;
+    /// Stays until the connections that were still on their way have followed or ended. Returns
+    /// only when the new process has died and this one serves again.
+    fn follow(&self, successor: Successor) -> Result<(), UpgradeError> {
+        let Successor { channel, late } = successor;
+        let mut following = true;
+        while self.connections.live() > 0 || !self.is_paused() {
+            if channel.peer_has_ended(Duration::ZERO) {
+                self.take_back(&late);
+                self.accepting.send_replace(true);
+                systemd::ready();
+                return Err(UpgradeError::Died);
+            }
+            let pairs: Vec<Carried> = match late.recv_timeout(LOOK) {
+                Ok(pair) => std::iter::once(pair).chain(late.try_iter()).collect(),
+                // One that was on its way into a relay thread when the others left it.
+                Err(_) if following => self.relays.release(),
+                Err(RecvTimeoutError::Timeout) => Vec::new(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    std::thread::park_timeout(LOOK);
+                    Vec::new()
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    // One that was on its way into a relay thread when the others left it.
-                    let missed = self.relays.release();
-                    if !missed.is_empty() {
-                        self.commit(channel, missed)?;
-                    }
-                }
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
+            if pairs.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.commit(&channel, pairs) {
+                // The new process serves, so this one must not; its last connections stay here.
+                log::error!("upgrade: the last connections stay in this process: {error}");
+                following = false;
+                self.take_back(&late);
             }
         }
-        Ok(())
+        let metrics = self.metrics.encode();
+        if let Err(error) = say(&channel, "leaving", kind::LAST, &State { metrics }) {
+            log::warn!("upgrade: the last counts are lost: {error}");
+        }
+        log::info!("upgrade: complete, leaving");
+        std::process::exit(0);
     }
 }
 
@@ -248,11 +293,8 @@ fn send_pairs(channel: &Channel, pairs: &[Carried]) -> Result<(), UpgradeError> 
             .map_err(UpgradeError::at(step))?;
     }
     say(channel, step, kind::COMMIT, &pairs.len())?;
-    match hear(
-        channel,
-        "waiting for the new process to take them",
-        kind::COMMITTED,
-    ) {
+    let step = "waiting for the new process to take them";
+    match hear(channel, step, kind::COMMITTED) {
         Ok(_) => Ok(()),
         Err(error) => {
             // Too late now: the new process must not begin after this one has given up on it.

@@ -11,6 +11,8 @@ pub mod dns;
 pub mod door;
 pub mod explain;
 pub mod files;
+pub mod generations;
+pub mod handover;
 pub mod metrics;
 pub mod mosquitto;
 pub mod mqtt;
@@ -19,6 +21,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod ring;
+pub mod traffic;
 pub mod vectors;
 pub mod wait;
 

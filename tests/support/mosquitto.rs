@@ -17,8 +17,9 @@ const HINT: &str = "`make test` installs it (Debian: apt-get install mosquitto m
 /// A running mosquitto with its own folder.
 pub struct Mosquitto {
     addr: SocketAddr,
-    dir: TempDir,
+    // Before the folder: mosquitto must not write into it while it is removed.
     process: Process,
+    dir: TempDir,
 }
 
 impl Mosquitto {

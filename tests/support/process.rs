@@ -116,6 +116,27 @@ impl Process {
         }
     }
 
+    /// Waits for such a line, from this process or from one that it started and that has its
+    /// outputs: this one may be gone.
+    ///
+    /// # Panics
+    /// When the deadline passes.
+    pub fn wait_for_output_after(&self, mark: usize, text: &str, within: Duration) -> String {
+        let start = Instant::now();
+        let mut guard = self.lines.lines.lock().expect("lines");
+        loop {
+            if let Some(line) = guard.iter().skip(mark).find(|line| line.contains(text)) {
+                return line.clone();
+            }
+            let Some(left) = within.checked_sub(start.elapsed()) else {
+                let said = guard[mark.min(guard.len())..].join("\n");
+                drop(guard);
+                panic!("nobody printed {text:?} within {within:?}, but:\n{said}");
+            };
+            guard = self.lines.grown.wait_timeout(guard, left).expect("lines").0;
+        }
+    }
+
     /// Whether the process still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("wait").is_none()

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
+use std::path::Path;
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use super::ports::local;
 use super::process::Process;
 use super::wait::{SOON, wait_until};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_mqtt-proxy");
+/// The binary under test.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_mqtt-proxy");
 
 /// A running `mqtt-proxy run`.
 pub struct Proxy {
@@ -48,7 +50,12 @@ impl Proxy {
 
     /// Starts it and waits for nothing.
     pub fn spawn(files: &Files, change: impl FnOnce(&mut Command)) -> Self {
-        let mut command = Command::new(BINARY);
+        Self::spawn_binary(BINARY.as_ref(), files, change)
+    }
+
+    /// Starts a copy of the binary and waits for nothing.
+    pub fn spawn_binary(binary: &Path, files: &Files, change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(binary);
         command
             .arg("run")
             .arg("-c")

@@ -88,8 +88,8 @@ impl Relays {
 
     /// Relays the pair, or sends it where new pairs go.
     fn carry_on(&self, carried: Carried) {
-        let elsewhere = lock(&self.elsewhere).clone();
-        let refused = match elsewhere {
+        // Sent under the lock: once `redirect` has returned, nothing more comes the old way.
+        let refused = match &*lock(&self.elsewhere) {
             Some(elsewhere) => elsewhere.send(carried).err().map(|SendError(pair)| pair),
             None => Some(carried),
         };

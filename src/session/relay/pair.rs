@@ -18,7 +18,7 @@ use crate::session::outcome::{End, Record};
 /// (an MQTT 5 DISCONNECT with its reason) on their way to the client's application.
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);
 /// Scratch fulls that one call moves before it lets other connections have their turn.
-const TURN: usize = 8;
+const TURN: usize = 4;
 
 /// One end of a pair. Nothing here waits: what cannot be done now is `WouldBlock`, and the engine
 /// calls [`Pair::advance`] again when it may be possible.

@@ -1,0 +1,270 @@
+//! A proxy that is upgraded: the process that was started, and those that came after it.
+
+use std::fs;
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::files::Files;
+use super::ports::local;
+use super::proxy::{BINARY, Proxy};
+use super::wait::{SOON, wait_until};
+
+/// What the log says when live connections have moved.
+pub const HANDED_OVER: &str = "connections handed over to process";
+/// What the log says when an upgrade did not come about.
+pub const FAILED: &str = "upgrade failed, this process goes on serving";
+
+/// A variable in the environment of every process of a proxy: the folder of its files.
+const MARK: &str = "MQTT_PROXY_TEST_FOLDER";
+
+/// The processes of one proxy. All of them end with this value, also those that no log line names.
+pub struct Generations {
+    proxy: Proxy,
+    files: Files,
+    current: u32,
+}
+
+/// One upgrade, as the log tells it.
+#[derive(Debug, Clone, Copy)]
+pub struct HandOver {
+    /// The process that serves now.
+    pub pid: u32,
+    /// How many connections moved at once.
+    pub connections: usize,
+    /// How long that took, in milliseconds.
+    pub millis: u64,
+}
+
+impl Generations {
+    /// Starts the binary on these files and waits until it listens on these ports. Its runtime
+    /// directory is a folder beside the files.
+    pub fn start(files: &Files, ports: &[u16]) -> Self {
+        Self::start_with(files, ports, |_| {})
+    }
+
+    /// The same with a changed command line or environment.
+    pub fn start_with(files: &Files, ports: &[u16], change: impl FnOnce(&mut Command)) -> Self {
+        Self::start_binary(BINARY.as_ref(), files, ports, change)
+    }
+
+    /// Starts a copy of the binary, which [`install`](Self::install) replaces.
+    pub fn start_copy(files: &Files, ports: &[u16]) -> Self {
+        let copy = files.path("mqtt-proxy");
+        install(BINARY.as_ref(), &copy);
+        Self::start_binary(&copy, files, ports, |_| {})
+    }
+
+    fn start_binary(
+        binary: &Path,
+        files: &Files,
+        ports: &[u16],
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
+        let runtime = runtime_directory(files, "run");
+        let proxy = Proxy::spawn_binary(binary, files, |command| {
+            command.env("RUNTIME_DIRECTORY", &runtime);
+            belongs_to(files, command);
+            change(command);
+        });
+        let current = proxy.id();
+        let generations = Self {
+            proxy,
+            files: files.clone(),
+            current,
+        };
+        for port in ports {
+            let line = format!("listening on {}", local(*port));
+            generations.wait_for_output_after(0, &line, SOON);
+        }
+        generations
+    }
+
+    /// Puts this file where the copy of the binary is, as a package manager does.
+    pub fn install(&self, binary: &Path) {
+        install(binary, &self.files.path("mqtt-proxy"));
+    }
+
+    /// Puts this shell script there.
+    pub fn install_script(&self, script: &str) {
+        let text = self.files.path("script");
+        fs::write(&text, format!("#!/bin/sh\n{script}\n")).expect("write");
+        self.install(&text);
+    }
+
+    /// Puts the real binary there again.
+    pub fn install_real(&self) {
+        self.install(BINARY.as_ref());
+    }
+
+    /// The process that serves.
+    pub fn current(&self) -> u32 {
+        self.current
+    }
+
+    /// Says that another process serves now.
+    pub fn set_current(&mut self, pid: u32) {
+        self.current = pid;
+    }
+
+    /// Sends a signal to the process that serves.
+    pub fn signal_current(&self, signal: Signal) {
+        send_signal(self.current, signal);
+    }
+
+    /// Upgrades (SIGUSR2) and waits until the connections have moved and the old process has left.
+    pub fn upgrade(&mut self) -> HandOver {
+        let old = self.current;
+        let moved = self.begin_upgrade();
+        self.wait_until_gone(old);
+        moved
+    }
+
+    /// Upgrades (SIGUSR2) and waits until the connections have moved.
+    pub fn begin_upgrade(&mut self) -> HandOver {
+        let mark = self.mark();
+        self.signal_current(Signal::USR2);
+        self.handed_over(mark)
+    }
+
+    /// Waits for the line behind `mark` that says that the connections have moved.
+    pub fn handed_over(&mut self, mark: usize) -> HandOver {
+        let line = self.wait_for_output_after(mark, HANDED_OVER, Duration::from_secs(60));
+        let numbers: Vec<u64> = line
+            .split_once("upgrade: ")
+            .map_or(line.as_str(), |(_, said)| said)
+            .split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        let [connections, pid, millis] = numbers[..] else {
+            panic!("not as expected: {line}");
+        };
+        self.current = pid as u32;
+        HandOver {
+            pid: self.current,
+            connections: connections as usize,
+            millis,
+        }
+    }
+
+    /// Tries an upgrade that must fail; gives the line that says why.
+    pub fn upgrade_in_vain(&self) -> String {
+        let mark = self.mark();
+        self.signal_current(Signal::USR2);
+        self.wait_for_output_after(mark, FAILED, Duration::from_secs(60))
+    }
+
+    /// Waits for the end of a process.
+    pub fn wait_until_gone(&mut self, pid: u32) {
+        wait_until(&format!("process {pid} to leave"), SOON, || {
+            // The first process is a child of this one: it must be reaped.
+            (!self.proxy.is_running() || pid != self.proxy.id()).then_some(())?;
+            (!runs(pid)).then_some(())
+        });
+    }
+
+    /// How many descriptors the process that serves has.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.current)).map_or(0, Iterator::count)
+    }
+
+    /// Its runtime directory.
+    pub fn runtime(&self) -> PathBuf {
+        self.files.path("run")
+    }
+
+    /// Every process of this proxy that runs now.
+    pub fn processes(&self) -> Vec<u32> {
+        processes_of(&self.files)
+    }
+}
+
+impl Deref for Generations {
+    type Target = Proxy;
+    fn deref(&self) -> &Proxy {
+        &self.proxy
+    }
+}
+
+impl DerefMut for Generations {
+    fn deref_mut(&mut self) -> &mut Proxy {
+        &mut self.proxy
+    }
+}
+
+impl Drop for Generations {
+    fn drop(&mut self) {
+        end_all(&self.files);
+    }
+}
+
+/// Marks a process and all that come from it, so that [`end_all`] finds them.
+pub fn belongs_to(files: &Files, command: &mut Command) {
+    command.env(MARK, files.dir());
+}
+
+/// A folder beside the files, for `RUNTIME_DIRECTORY`.
+pub fn runtime_directory(files: &Files, name: &str) -> PathBuf {
+    let folder = files.path(name);
+    fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
+
+/// Kills every process that belongs to these files.
+pub fn end_all(files: &Files) {
+    // A process that dies may have started one more meanwhile.
+    for _ in 0..50 {
+        let found = processes_of(files);
+        if found.is_empty() {
+            return;
+        }
+        for pid in found {
+            send_signal(pid, Signal::KILL);
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Sends a signal to one process, which may be gone.
+pub fn send_signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let _ = kill_process(pid.expect("a process id"), signal);
+}
+
+/// Whether the process runs: a zombie does not.
+pub fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+    !state.is_empty() && !state.starts_with(['Z', 'X'])
+}
+
+fn processes_of(files: &Files) -> Vec<u32> {
+    let mark = format!("{MARK}={}\0", files.dir().display());
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let found = environment
+                .windows(mark.len())
+                .any(|part| part == mark.as_bytes());
+            found && runs(*pid)
+        })
+        .collect()
+}
+
+/// Puts an executable file in place by rename. Another process writes it: a descriptor that this
+/// one has open for writing could be inherited by any child that is just being started, and Linux
+/// does not execute a file that somebody can write to.
+fn install(from: &Path, to: &Path) {
+    let fresh = to.with_extension("fresh");
+    let installed = Command::new("install")
+        .args(["-m", "755"])
+        .args([from, &fresh])
+        .status();
+    assert!(installed.is_ok_and(|status| status.success()), "install");
+    fs::rename(fresh, to).expect("rename");
+}

@@ -1,0 +1,778 @@
+//! Upgrades of the running binary: listeners and live connections move to a new process, and
+//! nobody notices.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use support::files::config_listening;
+use support::generations::{Generations, belongs_to, runs, send_signal};
+use support::handover::socket_in;
+use support::mqtt::{ACCEPTED, PINGREQ};
+use support::ports::BlackHole;
+use support::process::more_open_files;
+use support::random::Random;
+use support::traffic::{Device, under_traffic};
+use support::{
+    Broker, Brokers, Client, Connect, End, Files, Proxy, SOON, config, config_with, free_port,
+    free_ports, local, metrics, wait_until,
+};
+
+/// The tests that measure run one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// One MQTT route `fleet` over this upstream (YAML flow form, without braces).
+fn routes(upstream: &str) -> String {
+    format!(
+        "stream_routes:\n  - id: fleet\n    plugins: {{mqtt-proxy: {{protocol_level: [4, 5]}}}}\n    \
+         upstream: {{{upstream}}}\n#END\n"
+    )
+}
+
+fn to(broker: &Broker) -> String {
+    routes(&format!("nodes: {{\"{}\": 1}}", broker.addr()))
+}
+
+fn scraped(port: u16) -> String {
+    format!("mqtt_proxy:\n  metrics:\n    addr: \"127.0.0.1:{port}\"\n")
+}
+
+/// A proxy of one port in front of `broker`.
+fn start(broker: &Broker, more: &str) -> (Generations, Files, u16) {
+    let port = free_port();
+    let files = Files::new(&config_with(&[port], more), &to(broker));
+    (Generations::start(&files, &[port]), files, port)
+}
+
+fn client(port: u16, id: &str) -> Client {
+    Client::mqtt(port, &Connect::v311(id))
+}
+
+/// Clients that connect one after the other without a pause, until the value is dropped.
+struct Newcomers {
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicU64>,
+    thread: Option<std::thread::JoinHandle<Option<String>>>,
+}
+
+impl Newcomers {
+    fn to(port: u16) -> Self {
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&served));
+        let thread = std::thread::spawn(move || {
+            for n in 0.. {
+                if stopped.load(Ordering::SeqCst) {
+                    break;
+                }
+                let stream = match std::net::TcpStream::connect_timeout(&local(port), SOON) {
+                    Ok(stream) => stream,
+                    Err(e) => return Some(format!("newcomer {n} was not let in: {e}")),
+                };
+                let mut client = Client { stream };
+                client.try_send(&Connect::v311(&format!("new-{n}")).build());
+                let (answer, end) = client.read_up_to(4, SOON);
+                if answer != ACCEPTED {
+                    return Some(format!("newcomer {n} got {answer:02x?} and then {end:?}"));
+                }
+                count.fetch_add(1, Ordering::SeqCst);
+                // A reset leaves no port in TIME_WAIT.
+                client.reset();
+            }
+            None
+        });
+        Self {
+            stop,
+            served,
+            thread: Some(thread),
+        }
+    }
+
+    fn served(&self) -> u64 {
+        self.served.load(Ordering::SeqCst)
+    }
+
+    /// Ends them; gives how many were served.
+    fn finish(mut self) -> u64 {
+        self.stop.store(true, Ordering::SeqCst);
+        let thread = self.thread.take().expect("a thread");
+        if let Some(fault) = thread.join().expect("the newcomers") {
+            panic!("{fault}, after {} that were served", self.served());
+        }
+        self.served()
+    }
+}
+
+impl Drop for Newcomers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+fn devices(count: usize, port: u16, pause: Duration) -> Vec<Device> {
+    let device = |n| Device {
+        id: format!("device-{n}"),
+        port,
+        pause,
+        ahead: 1,
+        payload: 120,
+    };
+    (0..count).map(device).collect()
+}
+
+#[test]
+fn two_thousand_connections_live_through_twenty_upgrades_without_a_lost_byte() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    more_open_files();
+    const DEVICES: usize = 2_000;
+    const CAMERAS: usize = 20;
+    const LIVE: usize = DEVICES + CAMERAS;
+    let [port, scrape] = free_ports();
+    let brokers: Vec<SocketAddr> = free_ports::<3>().into_iter().map(local).collect();
+    let nodes: Vec<String> = brokers.iter().map(|addr| format!("\"{addr}\": 1")).collect();
+    let files = Files::new(
+        &config_with(&[port], &scraped(scrape)),
+        &routes(&format!(
+            "type: chash, key: mqtt_client_id, nodes: {{{}}}",
+            nodes.join(", ")
+        )),
+    );
+    let mut proxy = Generations::start(&files, &[port]);
+    let mut all = devices(DEVICES, port, Duration::from_millis(400));
+    all.extend((0..CAMERAS).map(|n| Device {
+        id: format!("camera-{n}"),
+        port,
+        pause: Duration::from_millis(20),
+        ahead: 6,
+        payload: 3_000,
+    }));
+    let outcome = under_traffic(&brokers, all, move |view| {
+        view.take_slowest();
+        let newcomers = Newcomers::to(port);
+        let mut longest = Duration::ZERO;
+        for n in 1..=20 {
+            let (answers, served) = (view.answers(), newcomers.served());
+            let moved = proxy.upgrade();
+            assert!(moved.connections >= LIVE, "upgrade {n}: {moved:?}");
+            view.wait_for_answers(answers, LIVE as u64);
+            wait_until("newcomers after the upgrade", SOON, || {
+                (newcomers.served() > served || newcomers.thread.as_ref()?.is_finished())
+                    .then_some(())
+            });
+            let slowest = view.take_slowest();
+            eprintln!("upgrade {n}: {moved:?}, slowest round trip {slowest:?}");
+            longest = longest.max(slowest);
+        }
+        let served = newcomers.finish();
+        eprintln!("the slowest round trip of all took {longest:?}; {served} newcomers");
+        assert!(longest < Duration::from_secs(1), "{longest:?}");
+        let listen = format!("listen_addr=\"127.0.0.1:{port}\"");
+        wait_until("the newcomers to be gone", SOON, || {
+            let active = metrics::value(
+                local(scrape),
+                "apisix_stream_active_connections",
+                &[&listen],
+            );
+            (active == LIVE as f64).then_some(())
+        });
+        let descriptors = proxy.descriptors();
+        assert!(
+            descriptors < 2 * LIVE + 100,
+            "{descriptors} descriptors for {LIVE} connections"
+        );
+        let total = metrics::value(
+            local(scrape),
+            "apisix_stream_connection_total",
+            &["route=\"fleet\""],
+        );
+        assert_eq!(
+            total,
+            (LIVE as u64 + served) as f64,
+            "{LIVE} devices and {served} newcomers were counted, each once"
+        );
+        assert_eq!(proxy.processes(), [proxy.current()], "no process is left over");
+        proxy
+    });
+    outcome.expect_flawless(LIVE);
+}
+
+#[test]
+fn pingoras_way_a_second_process_with_upgrade_and_sigquit_to_the_first() {
+    let broker = Broker::mqtt();
+    let (mut proxy, files, port) = start(&broker, "");
+    let mut live: Vec<Client> = (0..20).map(|n| client(port, &format!("c{n}"))).collect();
+    let socket = socket_in(&files.path("run"), &files);
+    let mut second = Proxy::spawn(&files, |command| {
+        command.arg("--upgrade");
+        command.env("RUNTIME_DIRECTORY", files.path("run"));
+        belongs_to(&files, command);
+    });
+    wait_until("the second process to wait", SOON, || {
+        socket.exists().then_some(())
+    });
+    // Nothing has changed yet.
+    live.iter_mut().for_each(Client::expect_alive);
+    client(port, "before").expect_alive();
+    let (first, mark) = (proxy.current(), proxy.mark());
+    send_signal(first, Signal::QUIT);
+    let moved = proxy.handed_over(mark);
+    assert_eq!(moved.pid, second.id());
+    assert!(moved.connections >= 20, "{moved:?}");
+    proxy.wait_until_gone(first);
+    second.wait_for_log("upgrade: complete, ");
+    live.iter_mut().for_each(Client::expect_alive);
+    client(port, "after").expect_alive();
+    assert!(!socket.exists(), "the socket is gone");
+    // And the next one by SIGUSR2.
+    proxy.set_current(second.id());
+    let mark = second.mark();
+    proxy.signal_current(Signal::USR2);
+    second.wait_for_output_after(mark, "connections handed over to process", SOON);
+    live.iter_mut().for_each(Client::expect_alive);
+}
+
+#[test]
+fn sigquit_without_a_process_that_waits_changes_nothing() {
+    let broker = Broker::mqtt();
+    let (mut proxy, _files, port) = start(&broker, "");
+    let mut live = client(port, "a");
+    let mark = proxy.mark();
+    proxy.signal_current(Signal::QUIT);
+    let line = proxy.wait_for_log_after(mark, "upgrade failed");
+    assert!(line.contains("no new process listens on"), "{line}");
+    live.expect_alive();
+    client(port, "b").expect_alive();
+}
+
+#[test]
+fn two_hundred_listeners_move() {
+    more_open_files();
+    const COUNT: u16 = 200;
+    let broker = Broker::mqtt();
+    let first = ports_in_a_row(COUNT);
+    let listens = [format!("127.0.0.1:{first}-{}", first + COUNT - 1)];
+    let files = Files::new(&config_listening(&listens, ""), &to(&broker));
+    let ports: Vec<u16> = (first..first + COUNT).collect();
+    let mut proxy = Generations::start(&files, &ports);
+    let mut live: Vec<Client> = ports
+        .iter()
+        .map(|port| client(*port, &format!("on-{port}")))
+        .collect();
+    for _ in 0..2 {
+        let moved = proxy.upgrade();
+        assert!(moved.connections >= live.len(), "{moved:?}");
+        live.iter_mut().for_each(Client::expect_alive);
+        live.extend(ports.iter().map(|port| client(*port, &format!("again-{port}"))));
+    }
+    live.iter_mut().for_each(Client::expect_alive);
+}
+
+/// The first of `count` ports in a row that are all free.
+fn ports_in_a_row(count: u16) -> u16 {
+    let mut first = free_port();
+    let mut last = first;
+    while last - first + 1 < count {
+        let next = free_port();
+        if next != last + 1 {
+            first = next;
+        }
+        last = next;
+    }
+    first
+}
+
+#[test]
+fn half_closed_pairs_move() {
+    let (told, tell) = mpsc::channel::<()>();
+    let tell = Mutex::new(tell);
+    // By the first byte behind CONNECT: the client ends first, or the broker does.
+    let broker = Broker::scripted(move |mut conn| {
+        if !conn.accept_mqtt() {
+            return;
+        }
+        let mut first = [0];
+        conn.read(&mut first);
+        if first[0] == b'B' {
+            conn.send(b"last words");
+            conn.finish_sending();
+            return conn.drain();
+        }
+        conn.drain();
+        let _ = tell.lock().expect("tell").recv();
+        conn.send(&vec![7; 300_000]);
+    });
+    let (mut proxy, _files, port) = start(&broker, "");
+    let mut ended = client(port, "client-ends");
+    ended.send(b"C and some more");
+    ended.finish_sending();
+    assert_eq!(broker.connection(0).wait_for_end(), End::Fin);
+    let mut left = client(port, "broker-ends");
+    left.send(b"B");
+    left.expect(b"last words");
+    left.expect_fin();
+    let seen = broker.connection(1);
+    for n in 0..3 {
+        assert_eq!(proxy.upgrade().connections, 2, "upgrade {n}");
+        left.send(PINGREQ);
+        wait_until("bytes in the direction that is open", SOON, || {
+            seen.received().ends_with(&PINGREQ.repeat(n + 1)).then_some(())
+        });
+        assert_eq!(seen.end(), None);
+    }
+    told.send(()).expect("the broker waits");
+    let (answer, end) = ended.read_to_end(SOON);
+    assert_eq!((answer.len(), end), (300_000, End::Fin));
+    assert!(answer.iter().all(|byte| *byte == 7));
+    drop(left);
+    assert_eq!(seen.wait_for_end(), End::Fin);
+}
+
+#[test]
+fn pairs_that_owe_bytes_in_both_directions_move() {
+    const SIZE: usize = 24 << 20;
+    const PAIRS: usize = 3;
+    let go = Arc::new(AtomicBool::new(false));
+    let (written, opened) = (Arc::new(AtomicU64::new(0)), Arc::clone(&go));
+    let by_brokers = Arc::clone(&written);
+    let sum = |bytes: &[u8]| support::ring::crc32(bytes);
+    // Nobody reads before `go`, both write as much as goes.
+    let broker = Broker::scripted(move |mut conn| {
+        if !conn.accept_mqtt() {
+            return;
+        }
+        let mut writer = conn.stream.try_clone().expect("a socket");
+        let count = Arc::clone(&by_brokers);
+        let writing = std::thread::spawn(move || write_counted(&mut writer, 2, SIZE, &count));
+        wait_until("the test to open the gates", Duration::from_secs(60), || {
+            opened.load(Ordering::SeqCst).then_some(())
+        });
+        conn.drain();
+        writing.join().expect("writing");
+    });
+    let (mut proxy, _files, port) = start(&broker, "");
+    let mut writers = Vec::new();
+    let mut clients = Vec::new();
+    for n in 0..PAIRS {
+        let client = client(port, &format!("c{n}"));
+        let mut writer = client.stream.try_clone().expect("a socket");
+        let count = Arc::clone(&written);
+        writers.push(std::thread::spawn(move || {
+            write_counted(&mut writer, 1, SIZE, &count);
+            writer.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        }));
+        clients.push(client);
+    }
+    for _ in 0..3 {
+        // Everything stands still when no writer has got on for a while.
+        let (mut before, mut since) = (0, Instant::now());
+        wait_until("the buffers to be full", SOON, || {
+            let now = written.load(Ordering::SeqCst);
+            if now != before {
+                (before, since) = (now, Instant::now());
+            }
+            (since.elapsed() > Duration::from_millis(300)).then_some(())
+        });
+        assert!(before < (2 * PAIRS * SIZE) as u64, "the buffers are full");
+        let moved = proxy.upgrade();
+        assert_eq!(moved.connections, PAIRS, "{moved:?}");
+    }
+    go.store(true, Ordering::SeqCst);
+    let expected = Random::new(2).bytes(SIZE);
+    for client in &mut clients {
+        let (got, end) = client.read_up_to(SIZE, Duration::from_secs(60));
+        assert_eq!((got.len(), end), (SIZE, None));
+        assert!(sum(&got) == sum(&expected), "the bytes to the client");
+    }
+    for writer in writers {
+        writer.join().expect("writing");
+    }
+    let sent = Random::new(1).bytes(SIZE);
+    for n in 0..PAIRS {
+        let seen = broker.connection(n);
+        seen.wait_for_end();
+        let connect = Connect::v311(&format!("c{n}")).build();
+        let received = seen.received();
+        let found = (0..PAIRS).any(|n| {
+            received.starts_with(&Connect::v311(&format!("c{n}")).build())
+        });
+        assert!(found, "a CONNECT first");
+        assert!(sum(&received[connect.len()..]) == sum(&sent), "the bytes to the broker");
+    }
+}
+
+/// Writes `size` bytes from this seed in small pieces, counting them.
+fn write_counted(stream: &mut std::net::TcpStream, seed: u64, size: usize, count: &AtomicU64) {
+    use std::io::Write;
+    for piece in Random::new(seed).bytes(size).chunks(16 << 10) {
+        if stream.write_all(piece).is_err() {
+            return;
+        }
+        count.fetch_add(piece.len() as u64, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn the_idle_timeout_carries_on() {
+    let broker = Broker::mqtt();
+    let port = free_port();
+    let upstream = format!(
+        "timeout: {{connect: 2, send: 3, read: 3}}, nodes: {{\"{}\": 1}}",
+        broker.addr()
+    );
+    let files = Files::new(&config(&[port]), &routes(&upstream));
+    let mut proxy = Generations::start(&files, &[port]);
+    let mut silent = client(port, "silent");
+    silent.expect_alive();
+    let since = Instant::now();
+    silent.expect_silence(Duration::from_millis(1_000));
+    proxy.upgrade();
+    silent.expect_silence(Duration::from_millis(1_000));
+    proxy.upgrade();
+    silent.expect_closed();
+    let lasted = since.elapsed();
+    assert!(
+        (Duration::from_millis(2_800)..Duration::from_millis(4_400)).contains(&lasted),
+        "{lasted:?}"
+    );
+}
+
+#[test]
+fn connections_on_their_way_finish_in_the_old_process_and_follow() {
+    let hole = BlackHole::new();
+    let broker = Broker::mqtt();
+    let port = free_port();
+    let upstream = format!(
+        "type: roundrobin, retries: 1, timeout: {{connect: 2, send: 60, read: 60}}, nodes: \
+         [{{host: 127.0.0.1, port: {}, weight: 1, priority: 1}}, \
+         {{host: 127.0.0.1, port: {}, weight: 1, priority: 0}}]",
+        hole.addr().port(),
+        broker.port()
+    );
+    let files = Files::new(&config(&[port]), &routes(&upstream));
+    let mut proxy = Generations::start(&files, &[port]);
+    let mut settled = client(port, "settled");
+    let connect = Connect::v311("in-the-middle-of-connect").build();
+    let mut slow = Client::to(port);
+    slow.send(&connect[..7]);
+    let mut dialling = Client::to(port);
+    dialling.send(&Connect::v311("dialling").build());
+    let seen = broker.accepted();
+    wait_until("the old process to read the first half", SOON, || {
+        unread(port).then_some(())
+    });
+    let old = proxy.current();
+    let moved = proxy.begin_upgrade();
+    assert_eq!(moved.connections, 1);
+    settled.expect_alive();
+    assert!(runs(old), "the old process waits for two connections");
+    assert_eq!(broker.accepted(), seen, "one client is still being connected");
+    dialling.expect(ACCEPTED);
+    dialling.expect_alive();
+    assert!(runs(old), "the old process waits for one connection");
+    slow.send(&connect[7..]);
+    slow.expect(ACCEPTED);
+    slow.expect_alive();
+    proxy.wait_until_gone(old);
+    let moved = proxy.upgrade();
+    assert_eq!(moved.connections, 3);
+    for client in [&mut settled, &mut slow, &mut dialling] {
+        client.expect_alive();
+    }
+}
+
+/// Whether every byte that clients have sent to `port` has been read from the sockets of this
+/// listener, and none waits to be accepted.
+fn unread(port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+    let here = format!(":{port:04X}");
+    table.lines().skip(1).all(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let local = fields.get(1).is_some_and(|addr| addr.ends_with(&here));
+        // The queue that the kernel holds for the process; of a listener, what is not accepted.
+        !local || fields.get(4).is_some_and(|queues| queues.ends_with(":00000000"))
+    })
+}
+
+#[test]
+fn a_client_that_was_accepted_and_waits_for_a_place_is_not_cut() {
+    let broker = Broker::mqtt();
+    let (mut proxy, _files, port) = start(
+        &broker,
+        "mqtt_proxy:\n  limits:\n    max_connections: 2\n",
+    );
+    let mut live = [client(port, "one"), client(port, "two")];
+    let mut waiting = Client::to(port);
+    waiting.send(&Connect::v311("three").build());
+    waiting.expect_silence(Duration::from_millis(200));
+    let old = proxy.current();
+    proxy.begin_upgrade();
+    live.iter_mut().for_each(Client::expect_alive);
+    drop(live);
+    waiting.expect(ACCEPTED);
+    waiting.expect_alive();
+    proxy.wait_until_gone(old);
+    waiting.expect_alive();
+}
+
+#[test]
+fn a_second_upgrade_while_the_first_old_process_still_waits_loses_nobody() {
+    let broker = Broker::mqtt();
+    let (mut proxy, _files, port) = start(&broker, "");
+    let mut settled = client(port, "settled");
+    let connect = Connect::v311("slow").build();
+    let mut slow = Client::to(port);
+    slow.send(&connect[..7]);
+    wait_until("the old process to read the first half", SOON, || {
+        unread(port).then_some(())
+    });
+    let first = proxy.current();
+    proxy.begin_upgrade();
+    let second = proxy.current();
+    // Refused or put off, both is well.
+    let mark = proxy.mark();
+    proxy.signal_current(Signal::USR2);
+    wait_until("the second process to react", SOON, || {
+        let lines = proxy.lines();
+        let said = |text: &str| lines[mark..].iter().any(|line| line.contains(text));
+        (said("ERROR") || said("handed over") || said("under way")).then_some(())
+    });
+    slow.send(&connect[7..]);
+    slow.expect(ACCEPTED);
+    slow.expect_alive();
+    settled.expect_alive();
+    proxy.wait_until_gone(first);
+    if runs(second) {
+        proxy.upgrade();
+    }
+    slow.expect_alive();
+    settled.expect_alive();
+    client(port, "new").expect_alive();
+    assert_eq!(proxy.processes().len(), 1);
+}
+
+#[test]
+fn the_configuration_may_change_with_the_upgrade() {
+    let broker = Broker::mqtt();
+    let [kept, removed, added] = free_ports();
+    let two = format!(
+        "stream_routes:\n  \
+         - {{id: stays, server_port: {kept}, plugins: {{mqtt-proxy: {{protocol_level: 4}}}}, upstream_id: 1}}\n  \
+         - {{id: goes, server_port: {removed}, plugins: {{mqtt-proxy: {{protocol_level: 4}}}}, upstream_id: 2}}\n\
+         upstreams:\n  - {{id: 1, nodes: {{\"{0}\": 1}}}}\n  - {{id: 2, nodes: {{\"{0}\": 1}}}}\n#END\n",
+        broker.addr()
+    );
+    let files = Files::new(&config(&[kept, removed]), &two);
+    let mut proxy = Generations::start(&files, &[kept, removed]);
+    let mut stays = client(kept, "stays");
+    let mut goes = client(removed, "goes");
+    files.replace("config.yaml", config(&[kept, added]));
+    files.replace_routes(to(&broker));
+    let mark = proxy.mark();
+    let moved = proxy.upgrade();
+    assert_eq!(moved.connections, 2);
+    proxy.wait_for_output_after(mark, &format!("listening on 127.0.0.1:{added}"), SOON);
+    stays.expect_alive();
+    goes.expect_alive();
+    client(kept, "k").expect_alive();
+    client(added, "a").expect_alive();
+    assert!(
+        std::net::TcpStream::connect(local(removed)).is_err(),
+        "the removed listener is closed"
+    );
+    proxy.upgrade();
+    goes.expect_alive();
+    stays.expect_alive();
+    drop(goes);
+    assert_eq!(broker.connection(1).wait_for_end(), End::Fin);
+}
+
+#[test]
+fn counts_of_nodes_carry_on_for_least_conn() {
+    let brokers = Brokers::mqtt(2);
+    let port = free_port();
+    let text = routes(&format!("type: least_conn, nodes: {}", brokers.equal()));
+    let files = Files::new(&config(&[port]), &text);
+    let mut proxy = Generations::start(&files, &[port]);
+    let visits: Vec<(usize, Client)> = (0..8)
+        .map(|n| brokers.visit(port, &Connect::v311(&format!("c{n}"))))
+        .collect();
+    let (full, left) = visits.into_iter().partition::<Vec<_>, _>(|(node, _)| *node == 0);
+    assert_eq!((full.len(), left.len()), (4, 4));
+    drop(left);
+    for n in 0..4 {
+        assert_eq!(brokers.0[1].connection(n).wait_for_end(), End::Fin);
+    }
+    let moved = proxy.upgrade();
+    assert_eq!(moved.connections, 4);
+    let later: Vec<(usize, Client)> = (0..4)
+        .map(|n| brokers.visit(port, &Connect::v311(&format!("later-{n}"))))
+        .collect();
+    let nodes: Vec<usize> = later.iter().map(|(node, _)| *node).collect();
+    assert_eq!(nodes, [1; 4], "the node with four connections gets no more");
+}
+
+/// A service manager that listens on `NOTIFY_SOCKET`.
+struct Manager {
+    socket: UnixDatagram,
+    path: std::path::PathBuf,
+}
+
+impl Manager {
+    fn new(files: &Files) -> Self {
+        let path = files.path("notify.sock");
+        let socket = UnixDatagram::bind(&path).expect("bind");
+        socket.set_read_timeout(Some(SOON)).expect("timeout");
+        Self { socket, path }
+    }
+
+    /// Waits for a message with this line, and returns the message.
+    fn wait_for(&self, line: &str) -> String {
+        let mut buffer = [0; 4096];
+        loop {
+            let count = self
+                .socket
+                .recv(&mut buffer)
+                .unwrap_or_else(|e| panic!("no message says {line}: {e}"));
+            let message = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            if message.lines().any(|found| found == line) {
+                return message;
+            }
+        }
+    }
+}
+
+#[test]
+fn the_service_manager_follows_the_main_process() {
+    let broker = Broker::mqtt();
+    let port = free_port();
+    let files = Files::new(&config(&[port]), &to(&broker));
+    let manager = Manager::new(&files);
+    let mut proxy = Generations::start_with(&files, &[port], |command| {
+        command.env("NOTIFY_SOCKET", &manager.path);
+    });
+    manager.wait_for("READY=1");
+    let mut live = client(port, "a");
+    for _ in 0..2 {
+        let moved = proxy.upgrade();
+        let message = manager.wait_for(&format!("MAINPID={}", moved.pid));
+        assert!(message.lines().any(|line| line == "READY=1"), "{message}");
+    }
+    live.expect_alive();
+    proxy.signal_current(Signal::TERM);
+    manager.wait_for("STOPPING=1");
+    live.expect_alive();
+    drop(live);
+    let last = proxy.current();
+    proxy.wait_until_gone(last);
+}
+
+#[test]
+fn the_upgrade_socket_is_private_and_goes_away() {
+    let broker = Broker::mqtt();
+    let port = free_port();
+    let files = Files::new(&config(&[port]), &to(&broker));
+    // Without a runtime directory from systemd.
+    let plain = |command: &mut std::process::Command| {
+        command.env_remove("RUNTIME_DIRECTORY");
+        command.env("TMPDIR", files.dir());
+        belongs_to(&files, command);
+    };
+    let mut proxy = Generations::start_with(&files, &[port], plain);
+    let mut live = client(port, "a");
+    let mut second = Proxy::spawn(&files, |command| {
+        command.arg("--upgrade");
+        plain(command);
+    });
+    let name = socket_in(Path::new(""), &files);
+    let user = rustix::process::geteuid().as_raw();
+    let folders = [
+        std::path::PathBuf::from("/run/mqtt-proxy"),
+        files.path(&format!("mqtt-proxy-{user}")),
+    ];
+    let socket = wait_until("the socket", SOON, || {
+        let mut places = folders.iter().map(|folder| folder.join(&name));
+        places.find(|place| place.exists())
+    });
+    let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    wait_until("the mode of the socket", SOON, || {
+        (mode(&socket) == 0o600).then_some(())
+    });
+    assert_eq!(mode(socket.parent().expect("a folder")), 0o700);
+    let (first, mark) = (proxy.current(), proxy.mark());
+    proxy.signal_current(Signal::QUIT);
+    assert_eq!(proxy.handed_over(mark).pid, second.id());
+    proxy.wait_until_gone(first);
+    assert!(!socket.exists(), "it is gone");
+    live.expect_alive();
+    second.signal(Signal::INT);
+    second.wait_for_exit(SOON);
+    assert!(!socket.exists(), "and stays away");
+}
+
+#[test]
+fn a_process_of_another_configuration_is_not_met() {
+    let broker = Broker::mqtt();
+    let (mut proxy, _files, port) = start(&broker, "");
+    let other = free_port();
+    let others = Files::new(&config(&[other]), &to(&broker));
+    let runtime = proxy.runtime();
+    let waiting = Proxy::spawn(&others, |command| {
+        command.arg("--upgrade").env("RUNTIME_DIRECTORY", &runtime);
+    });
+    let socket = socket_in(&runtime, &others);
+    wait_until("the other process to wait", SOON, || {
+        socket.exists().then_some(())
+    });
+    let mark = proxy.mark();
+    proxy.signal_current(Signal::QUIT);
+    proxy.wait_for_log_after(mark, "no new process listens on");
+    client(port, "a").expect_alive();
+    drop(waiting);
+}
+
+/// What upgrades cost: run with `--ignored --nocapture`.
+#[test]
+#[ignore = "figures, not a check"]
+fn figures_of_the_hand_over() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("open files");
+    for count in [1_000, 5_000, 9_000] {
+        let port = free_port();
+        let brokers = [local(free_port())];
+        let upstream = format!("nodes: {{\"{}\": 1}}", brokers[0]);
+        let files = Files::new(&config(&[port]), &routes(&upstream));
+        let mut proxy = Generations::start(&files, &[port]);
+        let pause = Duration::from_millis(count as u64 / 2);
+        let outcome = under_traffic(&brokers, devices(count, port, pause), move |view| {
+            view.wait_for_answers(view.answers(), count as u64);
+            for n in 0..3 {
+                view.take_slowest();
+                let quiet = view.answers();
+                view.wait_for_answers(quiet, count as u64 / 4);
+                let usual = view.take_slowest();
+                let (answers, start) = (view.answers(), Instant::now());
+                let moved = proxy.upgrade();
+                let whole = start.elapsed();
+                view.wait_for_answers(answers, count as u64 / 2);
+                eprintln!(
+                    "{count} connections, upgrade {n}: handed over in {} ms, whole upgrade {whole:?}, \
+                     slowest round trip {:?} (without upgrade {usual:?}), {} descriptors",
+                    moved.millis,
+                    view.take_slowest(),
+                    proxy.descriptors()
+                );
+                assert!(moved.connections >= count, "{moved:?}");
+            }
+            proxy
+        });
+        outcome.expect_flawless(count);
+    }
+}
