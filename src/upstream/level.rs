@@ -1,7 +1,7 @@
 //! One priority level of an upstream: its nodes and the balancer over them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
@@ -28,6 +28,8 @@ pub struct Level {
     pub members: Vec<Member>,
     picker: Picker,
     has_healthy: AtomicBool,
+    /// What the balancer follows: which members were healthy when it was told last.
+    judged: Mutex<Vec<bool>>,
 }
 
 #[derive(Debug)]
@@ -71,6 +73,7 @@ impl Level {
             members,
             picker,
             has_healthy: AtomicBool::new(true),
+            judged: Mutex::default(),
         };
         level.follow_health();
         level
@@ -125,6 +128,15 @@ impl Level {
     /// that a pick never walks over them; whatever is left counts as if it were all there is, the
     /// weight 0 of a last node included (APISIX).
     pub fn follow_health(&self) {
+        let members = self.members.iter();
+        let healthy: Vec<bool> = members
+            .map(|member| member.node.health().is_healthy())
+            .collect();
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        if *judged == healthy {
+            return;
+        }
+        *judged = healthy;
         self.has_healthy
             .store(self.find_healthy(), Ordering::Relaxed);
         let Picker::RoundRobin { healthy, .. } = &self.picker else {
