@@ -236,10 +236,7 @@ pub(crate) fn build(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Upst
                 read: seconds(timeout, "read")?,
             })
         }),
-        scheme: match node.get("scheme").and_then(Node::as_str) {
-            Some("tls") => Scheme::Tls,
-            _ => Scheme::Tcp,
-        },
+        scheme: scheme(node, at, context),
         upstream_tls: upstream_tls(node, at, context),
         checks: node
             .get("checks")
@@ -270,6 +267,18 @@ fn balancer(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Balancer {
     };
     context.error(written.position, &at.key("type"), message);
     Balancer::RoundRobin
+}
+
+/// An upstream that asks for TLS is refused as a whole: clear text is what its operator ruled out.
+fn scheme(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Scheme {
+    match node.get("scheme") {
+        Some(written) if written.as_str() == Some("tls") => {
+            let message = "TLS to brokers is not served by this version".to_string();
+            context.error(written.position, &at.key("scheme"), message);
+            Scheme::Tls
+        }
+        _ => Scheme::Tcp,
+    }
 }
 
 /// What consistent hashing asks of the weights.
