@@ -96,9 +96,10 @@ pub async fn connect(
         }
         tries += 1;
         let in_flight = InFlight::on(target.node.clone());
+        let started = Instant::now();
         match connect_to(target.address, timeout).await {
             Ok(stream) => {
-                upstream.connected(&target.node);
+                upstream.connected(&target.node, started.elapsed());
                 return Ok(Connected {
                     stream,
                     address: target.address,

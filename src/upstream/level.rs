@@ -1,16 +1,25 @@
 //! One priority level of an upstream: its nodes and the balancer over them.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::ewma::Lots;
+use super::loads::Loads;
 use super::node::Node;
+use super::random::{fraction, random};
 use super::ring::{Place, Ring};
 use super::round_robin::RoundRobin;
 use crate::config::resource::upstream::Balancer;
 use crate::config::resource::weights::common_divisor;
 use crate::config::settings::RingIdentity;
+
+/// So many nodes that are coming back a pick without a key passes over; then one is as good as
+/// another.
+const MAX_REFUSALS: usize = 16;
 
 /// A node and its weight within a level. The node is shared with earlier tables, the weight is not.
 #[derive(Debug, Clone)]
@@ -34,12 +43,41 @@ pub struct Level {
 
 #[derive(Debug)]
 enum Picker {
-    Chash(Ring),
-    RoundRobin {
-        every: RoundRobin,
-        healthy: ArcSwap<RoundRobin>,
+    Chash {
+        ring: Ring,
+        /// Only where nodes are not to get more than their share.
+        loads: Option<Loads>,
     },
-    LeastConn,
+    RoundRobin(Cut<RoundRobin>),
+    LeastConn(Loads),
+    Ewma(Cut<Lots>),
+}
+
+/// A balancer over all nodes, and the same over the healthy ones only.
+#[derive(Debug)]
+struct Cut<T> {
+    every: T,
+    healthy: ArcSwap<T>,
+}
+
+impl<T> Cut<T> {
+    fn new(build: impl Fn(&[u32]) -> T, weights: &[u32]) -> Self {
+        Cut {
+            every: build(weights),
+            healthy: ArcSwap::from_pointee(build(weights)),
+        }
+    }
+}
+
+/// On what terms a pick is made, beyond the balancer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms {
+    /// Unhealthy nodes are as good as others.
+    pub ignore_health: bool,
+    /// How long a node that is healthy again takes to get its full share.
+    pub slow_start: Option<Duration>,
+    /// Percent of its share of all connections that a node of a ring may have.
+    pub balance_factor: Option<u32>,
 }
 
 /// What one pick is made for.
@@ -49,61 +87,129 @@ pub struct Wish<'a> {
     pub key: &'a [u8],
     /// Places that were tried before.
     pub tried: &'a [Place],
-    /// Unhealthy nodes are as good as others.
-    pub ignore_health: bool,
+    /// The terms.
+    pub terms: Terms,
 }
 
 impl Level {
     /// Builds the balancer over `members`. Where every weight is 0 all count alike, as in APISIX's
-    /// round robin (its chash closes every connection then).
-    pub fn new(members: Vec<Member>, balancer: Balancer, identity: RingIdentity) -> Self {
+    /// round robin (its chash closes every connection then). `bounded`: [`Terms::balance_factor`]
+    /// will be used.
+    pub fn new(
+        members: Vec<Member>,
+        balancer: Balancer,
+        identity: RingIdentity,
+        bounded: bool,
+    ) -> Self {
         let weights = reduced_weights(&members);
         let picker = match balancer {
             Balancer::Chash => {
+                let loads = bounded.then(|| Loads::new(weights.iter().copied()));
                 let nodes = members.iter().map(|member| member.node.clone());
-                Picker::Chash(Ring::new(nodes.zip(weights).collect(), identity))
+                let ring = Ring::new(nodes.zip(weights).collect(), identity);
+                Picker::Chash { ring, loads }
             }
-            Balancer::RoundRobin => Picker::RoundRobin {
-                every: RoundRobin::new(&weights),
-                healthy: ArcSwap::from_pointee(RoundRobin::new(&[])),
-            },
-            Balancer::LeastConn => Picker::LeastConn,
+            Balancer::RoundRobin => Picker::RoundRobin(Cut::new(RoundRobin::new, &weights)),
+            Balancer::LeastConn => {
+                Picker::LeastConn(Loads::new(members.iter().map(|member| member.weight)))
+            }
+            Balancer::Ewma => Picker::Ewma(Cut::new(Lots::new, &weights)),
         };
         let level = Level {
+            judged: Mutex::new(vec![true; members.len()]),
             members,
             picker,
             has_healthy: AtomicBool::new(true),
-            judged: Mutex::default(),
         };
+        for member in 0..level.members.len() {
+            level.follow_load(member);
+        }
         level.follow_health();
         level
     }
 
     /// The next place to try, or `None` when the level has no other.
     pub fn pick(&self, wish: &Wish<'_>) -> Option<Place> {
-        let Wish {
-            key,
-            tried,
-            ignore_health,
-        } = *wish;
-        if !ignore_health && !self.has_healthy() {
+        let Wish { key, tried, terms } = *wish;
+        if !terms.ignore_health && !self.has_healthy() {
             return None;
         }
-        let untried = |member: usize| tried.iter().all(|place| place.member != member);
-        let usable = |member: usize| ignore_health || self.is_healthy(member);
-        let wanted = |member: usize| usable(member) && untried(member);
+        let usable = |member: usize| terms.ignore_health || self.is_healthy(member);
+        let wanted =
+            |member: usize| usable(member) && tried.iter().all(|place| place.member != member);
+        let refusals = Cell::new(0);
+        let admitted = |member: usize| {
+            if refusals.get() >= MAX_REFUSALS || self.admits(member, terms.slow_start, None) {
+                return true;
+            }
+            refusals.set(refusals.get() + 1);
+            false
+        };
         let member = match &self.picker {
-            Picker::Chash(ring) => return ring.pick(key, tried, usable),
-            Picker::RoundRobin { every, .. } if ignore_health => every.pick(untried)?,
-            Picker::RoundRobin { healthy, .. } => healthy.load().pick(wanted)?,
-            Picker::LeastConn => (0..self.members.len())
-                .filter(|&member| wanted(member))
-                .min_by(|&a, &b| self.load(a).total_cmp(&self.load(b)))?,
+            Picker::Chash { ring, loads } => {
+                let bound = loads.as_ref().zip(terms.balance_factor);
+                let has_room =
+                    |member| bound.is_none_or(|(loads, factor)| loads.has_room(member, factor));
+                let first_choice = |member: usize| {
+                    usable(member)
+                        && self.admits(member, terms.slow_start, Some(key))
+                        && has_room(member)
+                };
+                return ring
+                    .pick(key, tried, first_choice)
+                    .or_else(|| ring.pick(key, tried, usable));
+            }
+            Picker::RoundRobin(cut) => {
+                let again = |cycle: &RoundRobin| loop {
+                    let member = cycle.pick(wanted)?;
+                    // Drawn again instead of passed on: else its neighbour would get its share.
+                    if admitted(member) {
+                        return Some(member);
+                    }
+                };
+                match terms.ignore_health {
+                    true => again(&cut.every)?,
+                    false => again(&cut.healthy.load())?,
+                }
+            }
+            Picker::LeastConn(loads) => loads
+                .least(|member| wanted(member) && admitted(member))
+                .or_else(|| loads.least(wanted))?,
+            Picker::Ewma(cut) => {
+                let time = |member: usize| self.members[member].node.connect_time();
+                let pick = |lots: &Lots| {
+                    lots.pick(|member| wanted(member) && admitted(member), time)
+                        .or_else(|| lots.pick(wanted, time))
+                };
+                match terms.ignore_health {
+                    true => pick(&cut.every)?,
+                    false => pick(&cut.healthy.load())?,
+                }
+            }
         };
         Some(Place {
             member,
             address: None,
         })
+    }
+
+    /// Whether a node that has come back takes this connection already: a share that grows from
+    /// nothing to all within `slow_start`. With a key it is the same keys that it keeps taking.
+    fn admits(&self, member: usize, slow_start: Option<Duration>, key: Option<&[u8]>) -> bool {
+        let Some(slow_start) = slow_start else {
+            return true;
+        };
+        let node = &self.members[member].node;
+        let Some(back) = node.health().back_for() else {
+            return true;
+        };
+        let share = back.as_secs_f64() / slow_start.as_secs_f64();
+        share >= 1.0
+            || share
+                > match key {
+                    Some(key) => node.place_of_key(key),
+                    None => fraction(random()),
+                }
     }
 
     fn is_healthy(&self, member: usize) -> bool {
@@ -115,53 +221,83 @@ impl Level {
         self.has_healthy.load(Ordering::Relaxed)
     }
 
-    fn find_healthy(&self) -> bool {
-        let no_weight = self.members.iter().all(|member| member.weight == 0);
-        let ring = matches!(self.picker, Picker::Chash(_));
-        // Without a weight a node has no place on a ring.
-        let pickable = |member: &Member| !ring || no_weight || member.weight > 0;
-        let mut members = self.members.iter();
-        members.any(|member| pickable(member) && member.node.health().is_healthy())
-    }
-
     /// Follows a change of the health of its nodes. Unhealthy ones leave the round altogether, so
     /// that a pick never walks over them; whatever is left counts as if it were all there is, the
     /// weight 0 of a last node included (APISIX).
     pub fn follow_health(&self) {
-        let members = self.members.iter();
-        let healthy: Vec<bool> = members
-            .map(|member| member.node.health().is_healthy())
-            .collect();
         let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        let healthy: Vec<bool> = (0..self.members.len())
+            .map(|member| self.is_healthy(member))
+            .collect();
         if *judged == healthy {
             return;
         }
+        let no_weight = self.members.iter().all(|member| member.weight == 0);
+        let ring = matches!(self.picker, Picker::Chash { .. });
+        // Without a weight a node has no place on a ring.
+        let pickable = |member: &Member| !ring || no_weight || member.weight > 0;
+        let any = self
+            .members
+            .iter()
+            .zip(&healthy)
+            .any(|(member, &healthy)| healthy && pickable(member));
+        self.has_healthy.store(any, Ordering::Relaxed);
+        match &self.picker {
+            Picker::Chash { loads, .. } => {
+                if let Some(loads) = loads {
+                    loads.set_healthy(&healthy);
+                }
+            }
+            Picker::LeastConn(loads) => loads.set_healthy(&healthy),
+            Picker::RoundRobin(cut) => {
+                let weights = self.weights_of(&healthy);
+                cut.healthy.store(Arc::new(RoundRobin::new(&weights)));
+            }
+            Picker::Ewma(cut) => {
+                let weights = self.weights_of(&healthy);
+                cut.healthy.store(Arc::new(Lots::new(&weights)));
+            }
+        }
         *judged = healthy;
-        self.has_healthy
-            .store(self.find_healthy(), Ordering::Relaxed);
-        let Picker::RoundRobin { healthy, .. } = &self.picker else {
-            return;
-        };
-        let (places, left): (Vec<usize>, Vec<Member>) = (0..self.members.len())
-            .filter(|&member| self.is_healthy(member))
-            .map(|member| (member, self.members[member].clone()))
-            .unzip();
-        let mut weights = vec![0; self.members.len()];
+    }
+
+    /// The weights of the healthy members, reduced among themselves; 0 for the others.
+    fn weights_of(&self, healthy: &[bool]) -> Vec<u32> {
+        let places: Vec<usize> = (0..healthy.len()).filter(|&place| healthy[place]).collect();
+        let left: Vec<Member> = places
+            .iter()
+            .map(|&place| self.members[place].clone())
+            .collect();
+        let mut weights = vec![0; healthy.len()];
         for (place, weight) in places.into_iter().zip(reduced_weights(&left)) {
             weights[place] = weight;
         }
-        healthy.store(Arc::new(RoundRobin::new(&weights)));
+        weights
     }
 
-    /// APISIX's least_conn score: (1 + connections) / weight; weight 0 comes last.
-    fn load(&self, member: usize) -> f64 {
-        let Member { node, weight } = &self.members[member];
-        (1 + node.live()) as f64 / f64::from(*weight)
+    /// Whether the balancer has to hear of every connection that begins or ends.
+    pub fn counts(&self) -> bool {
+        self.loads().is_some()
+    }
+
+    /// Follows a connection of a member that began or ended.
+    pub fn follow_load(&self, member: usize) {
+        if let Some(loads) = self.loads() {
+            loads.update(member, || self.members[member].node.live());
+        }
+    }
+
+    fn loads(&self) -> Option<&Loads> {
+        match &self.picker {
+            Picker::Chash { loads, .. } => loads.as_ref(),
+            Picker::LeastConn(loads) => Some(loads),
+            Picker::RoundRobin(_) | Picker::Ewma(_) => None,
+        }
     }
 
     /// Follows a change of the addresses behind names.
     pub fn refresh(&self) {
-        if let Picker::Chash(ring) = &self.picker {
+        if let Picker::Chash { ring, .. } = &self.picker {
             ring.refresh();
         }
     }
@@ -178,129 +314,5 @@ fn reduced_weights(members: &[Member]) -> Vec<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::health::{Failure, Seen};
-    use super::super::node::InFlight;
-    use super::*;
-    use crate::config::resource::checks::Limits;
-
-    fn members(weights: &[u32]) -> Vec<Member> {
-        let address = |index: usize| format!("10.0.0.{}:1883", index + 1).parse().unwrap();
-        weights
-            .iter()
-            .enumerate()
-            .map(|(index, &weight)| Member {
-                node: Arc::new(Node::fixed(address(index))),
-                weight,
-            })
-            .collect()
-    }
-
-    #[test]
-    fn weights_are_reduced_as_apisix_does_it() {
-        assert_eq!(reduced_weights(&members(&[2, 4, 6])), [1, 2, 3]);
-        assert_eq!(reduced_weights(&members(&[100, 0, 100])), [1, 0, 1]);
-        assert_eq!(reduced_weights(&members(&[0, 0])), [1, 1]);
-        assert_eq!(reduced_weights(&members(&[10, 9])), [10, 9]);
-    }
-
-    fn pick(level: &Level, key: &[u8], tried: &[Place]) -> Option<Place> {
-        level.pick(&Wish {
-            key,
-            tried,
-            ignore_health: false,
-        })
-    }
-
-    fn knock_out(node: &Node) {
-        let limits = Limits {
-            tcp: 1,
-            timeouts: 0,
-            http: 0,
-            mqtt: 0,
-        };
-        node.health().failed(Seen::Probe, Failure::Tcp, &limits);
-    }
-
-    #[test]
-    fn unhealthy_nodes_are_passed_over_unless_health_is_ignored() {
-        for balancer in [Balancer::Chash, Balancer::RoundRobin, Balancer::LeastConn] {
-            let level = Level::new(members(&[1, 1, 1, 0]), balancer, RingIdentity::Name);
-            knock_out(&level.members[0].node);
-            knock_out(&level.members[2].node);
-            level.follow_health();
-            for n in 0..50_u32 {
-                let place = pick(&level, &n.to_le_bytes(), &[]).unwrap();
-                assert_eq!(place.member, 1, "{balancer:?}");
-            }
-            assert!(level.has_healthy());
-            let mut tried = Vec::new();
-            while let Some(place) = level.pick(&Wish {
-                key: b"foo",
-                tried: &tried,
-                ignore_health: true,
-            }) {
-                tried.push(place);
-            }
-            assert!(tried.len() >= 3, "{balancer:?}: {tried:?}");
-            knock_out(&level.members[1].node);
-            level.follow_health();
-            // Only on a ring has the last node, of weight 0, no place at all.
-            let left = pick(&level, b"foo", &[]).map(|place| place.member);
-            match balancer {
-                Balancer::Chash => assert_eq!((left, level.has_healthy()), (None, false)),
-                _ => assert_eq!((left, level.has_healthy()), (Some(3), true), "{balancer:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn on_a_ring_healthy_nodes_keep_their_keys() {
-        let level = Level::new(members(&[1, 1, 1]), Balancer::Chash, RingIdentity::Name);
-        let places = || -> Vec<usize> {
-            (0..2000_u32)
-                .map(|n| pick(&level, &n.to_le_bytes(), &[]).unwrap().member)
-                .collect()
-        };
-        let before = places();
-        knock_out(&level.members[1].node);
-        level.follow_health();
-        for (before, after) in before.into_iter().zip(places()) {
-            match before {
-                1 => assert_ne!(after, 1),
-                _ => assert_eq!(after, before),
-            }
-        }
-    }
-
-    #[test]
-    fn least_conn_takes_the_lightest_node_and_weight_zero_last() {
-        let level = Level::new(members(&[3, 1, 0]), Balancer::LeastConn, RingIdentity::Name);
-        let mut live = Vec::new();
-        let mut picks = Vec::new();
-        for _ in 0..4 {
-            let place = pick(&level, b"", &[]).unwrap();
-            picks.push(place.member);
-            live.push(InFlight::on(level.members[place.member].node.clone()));
-        }
-        assert_eq!(
-            picks,
-            [0, 0, 0, 1],
-            "three to the node of weight 3, then a tie goes on"
-        );
-        let place = |member| Place {
-            member,
-            address: None,
-        };
-        assert_eq!(pick(&level, b"", &[place(0), place(1)]), Some(place(2)));
-        assert_eq!(pick(&level, b"", &[place(0), place(1), place(2)]), None);
-    }
-
-    #[test]
-    fn all_weights_zero_count_alike() {
-        for balancer in [Balancer::Chash, Balancer::RoundRobin, Balancer::LeastConn] {
-            let level = Level::new(members(&[0, 0]), balancer, RingIdentity::Name);
-            assert!(pick(&level, b"foo", &[]).is_some(), "{balancer:?}");
-        }
-    }
-}
+#[path = "level_tests.rs"]
+mod tests;

@@ -1,9 +1,11 @@
 //! Upstreams: nodes, balancers, names and connecting with retries.
 
 pub mod connect;
+pub mod ewma;
 pub mod hash_key;
 pub mod health;
 pub mod level;
+pub mod loads;
 pub mod names;
 pub mod node;
 mod random;
@@ -14,15 +16,16 @@ pub mod variables;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use crate::config::resource::upstream::{self as resource, Balancer, HashKey, Host};
 use crate::config::settings::RingIdentity;
 use hash_key::{Key, Source};
 use health::probe::Verdict;
 use health::{Change, Failure, Seen};
-use level::{Level, Member, Wish};
+use level::{Level, Member, Terms, Wish};
 use names::{NameUser, Names};
 use node::{Node, NodeUser};
 use targets::Targets;
@@ -44,6 +47,10 @@ pub struct Upstream {
     refreshing: Mutex<()>,
     /// Every node is unhealthy, so none is worse than another.
     ignore_health: AtomicBool,
+    /// How many addresses its nodes have in all.
+    addresses: AtomicUsize,
+    /// Where each node stands in the levels, by its own address in memory.
+    places: HashMap<usize, Vec<(usize, usize)>>,
 }
 
 impl Upstream {
@@ -90,27 +97,35 @@ impl Upstream {
                 }),
             }
         }
-        let levels = by_priority
+        let bounded = config.balance_factor.is_some();
+        let levels: Vec<Level> = by_priority
             .into_values()
             .rev()
-            .map(|members| Level::new(members, config.balancer, context.ring_identity))
+            .map(|members| Level::new(members, config.balancer, context.ring_identity, bounded))
             .collect();
+        let mut places: HashMap<usize, Vec<(usize, usize)>> = HashMap::new();
+        for (place, level) in levels.iter().enumerate() {
+            for (member, Member { node, .. }) in level.members.iter().enumerate() {
+                let known = places.entry(Arc::as_ptr(node).addr()).or_default();
+                known.push((place, member));
+            }
+        }
         let upstream = Arc::new(Upstream {
             label,
             config: config.clone(),
             levels,
             refreshing: Mutex::new(()),
             ignore_health: AtomicBool::new(false),
+            addresses: AtomicUsize::new(0),
+            places,
         });
         upstream.judge_levels();
-        if context.ring_identity == RingIdentity::Address {
-            for name in named {
-                let user: Weak<Upstream> = Arc::downgrade(&upstream);
-                name.subscribe(user);
-            }
-            // A name may have got its addresses between the building of the ring and now.
-            upstream.addresses_changed();
+        for name in named {
+            let user: Weak<Upstream> = Arc::downgrade(&upstream);
+            name.subscribe(user);
         }
+        // A name may have got its addresses between the building of the ring and now.
+        upstream.addresses_changed();
         upstream
     }
 
@@ -142,7 +157,7 @@ impl Upstream {
     pub fn key(&self, variables: &Variables<'_>) -> Key {
         match self.config.balancer {
             Balancer::Chash => hash_key::resolve(&self.config.hash_key, variables),
-            Balancer::RoundRobin | Balancer::LeastConn => Key {
+            Balancer::RoundRobin | Balancer::LeastConn | Balancer::Ewma => Key {
                 bytes: Vec::new(),
                 source: Source::Configured,
             },
@@ -158,7 +173,10 @@ impl Upstream {
             while let Some(place) = level.pick(&Wish {
                 key,
                 tried: &tried,
-                ignore_health: true,
+                terms: Terms {
+                    ignore_health: true,
+                    ..Terms::default()
+                },
             }) {
                 tried.push(place);
                 order.push(&*level.members[place.member].node);
@@ -169,26 +187,41 @@ impl Upstream {
 
     /// The addresses to try for a connection with this key, one after the other.
     pub fn targets<'a>(&'a self, key: &'a [u8]) -> Targets<'a> {
-        let ignore_health = self.ignore_health.load(Ordering::Relaxed);
-        Targets::new(&self.levels, key, self.config.retries, ignore_health)
+        let terms = Terms {
+            ignore_health: self.ignore_health.load(Ordering::Relaxed),
+            slow_start: self.config.slow_start,
+            balance_factor: self.config.balance_factor,
+        };
+        let addresses = self.addresses.load(Ordering::Relaxed);
+        Targets::new(&self.levels, key, self.config.retries, addresses, terms)
     }
 
     /// Called when a table with this upstream starts to serve: from now on it hears of what
     /// happens to its nodes, and no longer the upstream that had them before.
     pub fn enter_service(self: &Arc<Self>) {
         let user: Weak<Upstream> = Arc::downgrade(self);
+        let counted = self.levels.iter().any(Level::counts);
         for node in self.nodes() {
             if self.config.checks.is_none() {
                 node.health().forget();
             }
-            node.serve(user.clone());
+            node.serve(user.clone(), counted);
+        }
+        // Connections that began or ended since the upstream was built.
+        for level in self.levels.iter().filter(|level| level.counts()) {
+            for member in 0..level.members.len() {
+                level.follow_load(member);
+            }
         }
         self.health_changed();
     }
 
-    /// A connect for a client succeeded.
-    fn connected(&self, node: &Node) {
+    /// A connect for a client succeeded and took so long.
+    fn connected(&self, node: &Node, took: Duration) {
         node.health().connected();
+        if self.config.balancer == Balancer::Ewma {
+            node.connect_time().add(took);
+        }
     }
 
     /// A connect for a client failed. What the proxy itself is short of says nothing about the
@@ -276,6 +309,7 @@ impl Upstream {
         match (self.config.balancer, &self.config.hash_key) {
             (Balancer::RoundRobin, _) => "roundrobin".to_owned(),
             (Balancer::LeastConn, _) => "least_conn".to_owned(),
+            (Balancer::Ewma, _) => "ewma".to_owned(),
             (Balancer::Chash, HashKey::Address) => "chash on the client address".to_owned(),
             (Balancer::Chash, HashKey::Variable(name)) => format!("chash on {name}"),
             (Balancer::Chash, HashKey::Template(template)) => format!("chash on {template}"),
@@ -290,6 +324,8 @@ impl NameUser for Upstream {
             .refreshing
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        let count = self.nodes_once().map(|node| node.addresses().len()).sum();
+        self.addresses.store(count, Ordering::Relaxed);
         for level in &self.levels {
             level.refresh();
         }
@@ -308,6 +344,13 @@ impl NodeUser for Upstream {
                 self.label
             ),
             _ => {}
+        }
+    }
+
+    fn load_changed(&self, node: &Node) {
+        let at: usize = std::ptr::from_ref(node).addr();
+        for &(level, member) in self.places.get(&at).into_iter().flatten() {
+            self.levels[level].follow_load(member);
         }
     }
 }

@@ -1,11 +1,12 @@
 //! A node: one broker as the configuration names it, and what is known about it at run time.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
 
+use super::ewma::ConnectTime;
 use super::health::Health;
 use super::names::Name;
 use crate::config::resource::upstream::Host;
@@ -21,6 +22,8 @@ enum Addresses {
 pub trait NodeUser: std::fmt::Debug + Send + Sync {
     /// Called after the node became healthy or unhealthy.
     fn health_changed(&self);
+    /// Called after a connection of `node` began or ended, where the user asked for it.
+    fn load_changed(&self, node: &Node);
 }
 
 /// One broker. Shared by all tables that name it within the same upstream, so that its counts
@@ -32,6 +35,9 @@ pub struct Node {
     live: AtomicUsize,
     turn: AtomicUsize,
     health: Health,
+    connect_time: ConnectTime,
+    /// Its user hears of connections, too.
+    counted: AtomicBool,
     /// The upstream in service that the node belongs to.
     user: ArcSwapOption<Weak<dyn NodeUser>>,
 }
@@ -57,6 +63,8 @@ impl Node {
             live: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
             health: Health::default(),
+            connect_time: ConnectTime::default(),
+            counted: AtomicBool::new(false),
             user: ArcSwapOption::empty(),
         }
     }
@@ -66,16 +74,44 @@ impl Node {
         &self.health
     }
 
-    /// Has `user` told of every change from now on, instead of an earlier one.
-    pub fn serve(&self, user: Weak<dyn NodeUser>) {
+    /// The moving average of the time that a connect to it takes.
+    pub fn connect_time(&self) -> &ConnectTime {
+        &self.connect_time
+    }
+
+    /// Has `user` told of every change from now on, instead of an earlier one; of connections
+    /// only when they are `counted`.
+    pub fn serve(&self, user: Weak<dyn NodeUser>, counted: bool) {
         self.user.store(Some(Arc::new(user)));
+        self.counted.store(counted, Ordering::Relaxed);
     }
 
     /// Tells the user of the node that its health changed.
     pub fn tell_health_changed(&self) {
-        if let Some(user) = self.user.load_full().and_then(|user| user.upgrade()) {
+        if let Some(user) = self.user() {
             user.health_changed();
         }
+    }
+
+    fn tell_load_changed(&self) {
+        if self.counted.load(Ordering::Relaxed)
+            && let Some(user) = self.user()
+        {
+            user.load_changed(self);
+        }
+    }
+
+    fn user(&self) -> Option<Arc<dyn NodeUser>> {
+        self.user.load().as_ref()?.upgrade()
+    }
+
+    /// A place from 0 to below 1 that a key has for good with this node.
+    pub fn place_of_key(&self, key: &[u8]) -> f64 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(self.label.as_bytes());
+        hasher.update(&[0]);
+        hasher.update(key);
+        f64::from(mix(hasher.finalize())) / (f64::from(u32::MAX) + 1.0)
     }
 
     /// The host as configured, without port; an IPv6 address without brackets.
@@ -167,6 +203,7 @@ impl InFlight {
     /// Counts a connection on `node` from now on.
     pub fn on(node: Arc<Node>) -> Self {
         node.live.fetch_add(1, Ordering::Relaxed);
+        node.tell_load_changed();
         InFlight(node)
     }
 
@@ -179,6 +216,7 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.live.fetch_sub(1, Ordering::Relaxed);
+        self.0.tell_load_changed();
     }
 }
 

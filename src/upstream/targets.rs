@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::level::{Level, Wish};
+use super::level::{Level, Terms, Wish};
 use super::node::Node;
 use super::ring::Place;
 
@@ -34,27 +34,32 @@ pub struct Targets<'a> {
     pending: VecDeque<Target>,
     tries_left: usize,
     only: Option<Target>,
-    ignore_health: bool,
+    terms: Terms,
 }
 
 impl<'a> Targets<'a> {
+    /// `addresses`: how many there are in all, over all nodes.
     pub(super) fn new(
         levels: &'a [Level],
         key: &'a [u8],
         retries: Option<u32>,
-        ignore_health: bool,
+        addresses: usize,
+        terms: Terms,
     ) -> Self {
-        let members = || levels.iter().flat_map(|level| &level.members);
-        let mut addresses = members().flat_map(|member| {
-            let node = member.node.clone();
-            let addresses = member.node.addresses();
-            addresses.into_iter().map(move |address| Target {
-                node: node.clone(),
-                address,
-            })
+        let others = addresses.saturating_sub(1);
+        let only_node = match levels {
+            [level] => match &*level.members {
+                [member] => Some(&member.node),
+                _ => None,
+            },
+            _ => None,
+        };
+        // APISIX: an upstream of one node uses it whatever its weight, and again and again.
+        let only = only_node.filter(|_| others == 0).and_then(|node| {
+            let address = *node.addresses().first()?;
+            let node = node.clone();
+            Some(Target { node, address })
         });
-        let first = addresses.next();
-        let others = addresses.count();
         Targets {
             levels,
             key,
@@ -62,9 +67,8 @@ impl<'a> Targets<'a> {
             tried: Vec::new(),
             pending: VecDeque::new(),
             tries_left: 1 + retries.map_or(others, |retries| retries as usize),
-            // APISIX: an upstream of one node uses it whatever its weight, and again and again.
-            only: first.filter(|_| others == 0 && members().count() == 1),
-            ignore_health,
+            only,
+            terms,
         }
     }
 
@@ -76,7 +80,7 @@ impl<'a> Targets<'a> {
             let wish = Wish {
                 key: self.key,
                 tried: &self.tried,
-                ignore_health: self.ignore_health,
+                terms: self.terms,
             };
             let Some(place) = level.pick(&wish) else {
                 self.level += 1;

@@ -33,6 +33,8 @@ fn config(balancer: Balancer, nodes: Vec<UpstreamNode>, retries: Option<u32>) ->
         scheme: Default::default(),
         upstream_tls: Default::default(),
         checks: None,
+        slow_start: None,
+        balance_factor: None,
         discovery: None,
     }
 }

@@ -244,6 +244,8 @@ fn legacy_upstream(entry: &Entry, at: &At<'_>, context: &mut Context<'_>) -> Opt
         scheme: Scheme::Tcp,
         upstream_tls: UpstreamTls::default(),
         checks: None,
+        slow_start: None,
+        balance_factor: None,
         discovery: None,
     })
 }

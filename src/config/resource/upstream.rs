@@ -47,6 +47,11 @@ pub struct Upstream {
     pub upstream_tls: UpstreamTls,
     /// Health checks; without them every node counts as healthy.
     pub checks: Option<Checks>,
+    /// How long a node that is healthy again takes to get its full share of new connections.
+    pub slow_start: Option<Duration>,
+    /// How many percent of its share of the live connections a node of a ring may have before
+    /// further ones go to the next; above 100. Only with chash.
+    pub balance_factor: Option<u32>,
     /// Service discovery instead of `nodes`.
     pub discovery: Option<Discovery>,
 }
@@ -61,6 +66,8 @@ pub enum Balancer {
     Chash,
     /// Fewest connections in proportion to the weight.
     LeastConn,
+    /// The quicker of two random nodes, by the moving average of connect times.
+    Ewma,
 }
 
 impl Balancer {
@@ -70,6 +77,7 @@ impl Balancer {
             Balancer::RoundRobin => "roundrobin",
             Balancer::Chash => "chash",
             Balancer::LeastConn => "least_conn",
+            Balancer::Ewma => "ewma",
         }
     }
 }
@@ -241,6 +249,8 @@ pub(crate) fn build(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Upst
         checks: node
             .get("checks")
             .and_then(|checks| checks::build(checks, &at.key("checks"), context)),
+        slow_start: seconds(node, "slow_start"),
+        balance_factor: balance_factor(node, balancer, at, context),
         discovery: discovery(node, at, context),
     }
 }
@@ -249,22 +259,23 @@ fn balancer(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Balancer {
     let Some(written) = node.get("type") else {
         return Balancer::RoundRobin;
     };
-    let known = [Balancer::RoundRobin, Balancer::Chash, Balancer::LeastConn];
+    let known = [
+        Balancer::RoundRobin,
+        Balancer::Chash,
+        Balancer::LeastConn,
+        Balancer::Ewma,
+    ];
     let Some(name) = written.as_str() else {
         return Balancer::RoundRobin;
     };
     if let Some(balancer) = known.into_iter().find(|balancer| balancer.name() == name) {
         return balancer;
     }
-    let message = if name == "ewma" {
-        "type ewma is not supported (APISIX cannot run it in stream either)".to_string()
-    } else {
-        format!(
-            "unknown type {}{} (one of roundrobin, chash, least_conn)",
-            quote(name),
-            did_you_mean(name, known.map(Balancer::name))
-        )
-    };
+    let message = format!(
+        "unknown type {}{} (one of roundrobin, chash, least_conn, ewma)",
+        quote(name),
+        did_you_mean(name, known.map(Balancer::name))
+    );
     context.error(written.position, &at.key("type"), message);
     Balancer::RoundRobin
 }
@@ -278,6 +289,34 @@ fn scheme(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Scheme {
             Scheme::Tls
         }
         _ => Scheme::Tcp,
+    }
+}
+
+/// HAProxy's `hash-balance-factor`, in percent.
+fn balance_factor(
+    node: &Node,
+    balancer: Balancer,
+    at: &At<'_>,
+    context: &mut Context<'_>,
+) -> Option<u32> {
+    let written = node.get("hash_balance_factor")?;
+    let factor = u32::try_from(written.as_i64()?).ok()?;
+    let at = at.key("hash_balance_factor");
+    match factor {
+        0 => None,
+        1..=100 => {
+            let message = format!(
+                "hash_balance_factor {factor} leaves no room for everybody: more than 100, or 0 = off"
+            );
+            context.error(written.position, &at, message);
+            None
+        }
+        _ if balancer != Balancer::Chash => {
+            let message = "hash_balance_factor has no effect: type is not chash";
+            context.warn(written.position, &at, message);
+            None
+        }
+        _ => Some(factor),
     }
 }
 

@@ -147,14 +147,11 @@ fn balancers() {
         kind("type: chash, key: remote_addr").value.balancer,
         Balancer::Chash
     );
-    assert_eq!(
-        kind("type: ewma").messages,
-        ["x.type: type ewma is not supported (APISIX cannot run it in stream either)"]
-    );
+    assert_eq!(kind("type: ewma").value.balancer, Balancer::Ewma);
     assert_eq!(
         kind("type: cash").messages,
         [
-            "x.type: unknown type \"cash\"; did you mean \"chash\"? (one of roundrobin, chash, least_conn)"
+            "x.type: unknown type \"cash\"; did you mean \"chash\"? (one of roundrobin, chash, least_conn, ewma)"
         ]
     );
     assert_eq!(
@@ -391,4 +388,41 @@ fn the_key_is_hidden() {
     ));
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(!found.concat().contains("hush"));
+}
+
+#[test]
+fn slow_start_and_the_bound_of_a_ring() {
+    let build = |text: &str| {
+        let judged = judge(&format!("{{nodes: {{'a:1': 1}}, {text}}}"));
+        let upstream = judged.value;
+        (
+            upstream.slow_start,
+            upstream.balance_factor,
+            judged.messages,
+        )
+    };
+    let none: Vec<String> = Vec::new();
+    let chash = "type: chash, key: remote_addr";
+    assert_eq!(
+        build(&format!(
+            "{chash}, slow_start: 30, hash_balance_factor: 125"
+        )),
+        (Some(Duration::from_secs(30)), Some(125), none.clone())
+    );
+    assert_eq!(
+        build(&format!("{chash}, slow_start: 0, hash_balance_factor: 0")),
+        (None, None, none)
+    );
+    let (_, factor, messages) = build(&format!("{chash}, hash_balance_factor: 100"));
+    assert_eq!(factor, None);
+    assert!(
+        messages[0].starts_with("x.hash_balance_factor: hash_balance_factor 100 leaves no room"),
+        "{messages:?}"
+    );
+    let (_, factor, messages) = build("hash_balance_factor: 125");
+    assert_eq!(factor, None);
+    assert_eq!(
+        messages,
+        ["warning: x.hash_balance_factor: hash_balance_factor has no effect: type is not chash"]
+    );
 }

@@ -35,7 +35,7 @@ pub static UPSTREAM: Object = Object::strict(
         Field::new(
             "type",
             Kind::TEXT,
-            "How a node is chosen: roundrobin, chash or least_conn.",
+            "How a node is chosen: roundrobin, chash, least_conn or ewma.",
         )
         .default(Literal::Text("roundrobin")),
         Field::new(
@@ -80,6 +80,20 @@ pub static UPSTREAM: Object = Object::strict(
             "Client certificate for scheme tls.",
         ),
         Field::new("checks", Kind::Object(&CHECKS), "Health checks."),
+        Field::new(
+            "slow_start",
+            Kind::number_from(0.0),
+            "Seconds in which a node that is healthy again gets a growing share of the new \
+             connections; 0 = its full share at once. Not in APISIX.",
+        )
+        .default(Literal::Int(0)),
+        Field::new(
+            "hash_balance_factor",
+            Kind::Int { min: 0, max: 65535 },
+            "With chash: percent of its share of the live connections (101 or more) that a node may \
+             have before further ones go to the next on the ring; 0 = no bound. Not in APISIX.",
+        )
+        .default(Literal::Int(0)),
         Field::new(
             "discovery_type",
             Kind::TEXT,

@@ -206,6 +206,15 @@ impl Health {
         self.state().probed.map(|probed| probed + interval)
     }
 
+    /// For how long a node that was unhealthy has been healthy again; `None` where it never was
+    /// unhealthy, or is.
+    pub fn back_for(&self) -> Option<Duration> {
+        if self.to_healthy.load(Ordering::Relaxed) == 0 || !self.is_healthy() {
+            return None;
+        }
+        Some(self.changed_at()?.elapsed())
+    }
+
     /// Since when the node has been in its state; `None` = from the start.
     fn changed_at(&self) -> Option<Instant> {
         self.state().changed
