@@ -36,6 +36,7 @@ async fn relayed(relay: impl FnOnce(Established<TcpStream, TcpStream>)) -> (TcpS
     let listener = Arc::new(Listener {
         address: "127.0.0.1:9100".parse().unwrap(),
         active: metrics.active_connections("127.0.0.1:9100".to_owned()),
+        tls: None,
     });
     let place = Arc::new(Semaphore::new(1)).try_acquire_owned().ok();
     let live = Arc::new(Connections::default()).enter();

@@ -89,7 +89,9 @@ fn build(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("table");
     group.sample_size(10);
     let names = Names::new(DnsSettings::default(), true);
+    let tls = mqtt_proxy::tls::Shared::offline().expect("randomness");
     let context = Context {
+        tls: &tls,
         names: &names,
         ring_identity: RingIdentity::Name,
     };

@@ -5,12 +5,12 @@
 //! (nodes, balancers, names, connecting) and [`plugin`], the immutable table that new connections
 //! are served by; [`source`] follows the file and swaps the table.
 //!
-//! The way of a connection: [`session`] accepts it, reads CONNECT with [`mqtt`], connects to a
-//! broker and relays. [`upgrade`] hands live connections over to a new process; [`telemetry`]
-//! counts; [`cli`] is the command line.
+//! The way of a connection: [`session`] accepts it, ends TLS with [`tls`], reads CONNECT with
+//! [`mqtt`], connects to a broker and relays. [`upgrade`] hands live connections over to a new
+//! process; [`telemetry`] counts; [`cli`] is the command line.
 //!
-//! Each room knows only those below it: `cli` → `source`, `upgrade`, `session`, `telemetry` → `table` →
-//! `route`, `upstream`, `plugin` → `mqtt`, `config`. `config` and `mqtt` know neither sockets nor
+//! Each room knows only those below it: `cli` → `source`, `upgrade`, `session`, `telemetry` →
+//! `table` → `route`, `upstream`, `plugin` → `tls` → `mqtt`, `config`. `config` and `mqtt` know neither sockets nor
 //! a runtime, so they can be read, tested and fuzzed alone.
 
 #![warn(missing_docs)]
@@ -26,5 +26,6 @@ pub mod socket;
 pub mod source;
 pub mod table;
 pub mod telemetry;
+pub mod tls;
 pub mod upgrade;
 pub mod upstream;

@@ -65,19 +65,17 @@ pub(super) fn read_settings(path: &Path) -> (Option<Settings>, Vec<Diagnostic>) 
         diagnostics.extend(pingora_conf::judge(pingora, path));
     }
     for listener in &settings.listeners {
-        let unserved = if listener.tls || listener.tls_passthrough {
-            "TLS"
-        } else if listener.proxy_protocol || listener.proxy_protocol_to_upstream {
-            "the PROXY protocol"
-        } else {
+        if !listener.proxy_protocol && !listener.proxy_protocol_to_upstream {
             continue;
-        };
+        }
         let written = &listener.written;
         diagnostics.push(Diagnostic {
             file: file.clone(),
             position: Some(*listener.position),
             path: "apisix.stream_proxy.tcp".to_owned(),
-            message: format!("listener {written}: {unserved} is not served by this version"),
+            message: format!(
+                "listener {written}: the PROXY protocol is not served by this version"
+            ),
             severity: Severity::Error,
         });
     }

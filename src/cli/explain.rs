@@ -9,6 +9,8 @@ use super::{Failure, Files, Format, check};
 use crate::config::settings::DnsSettings;
 use crate::route::Request;
 use crate::table::{Route, Table};
+use crate::tls;
+use crate::tls::identity::TlsVariables;
 use crate::upstream::hash_key::{Key, Source};
 use crate::upstream::names::Names;
 use crate::upstream::node::Node;
@@ -70,9 +72,11 @@ pub(super) fn explain(
     };
     // Never run: offline, a name is only a name.
     let names = Names::new(DnsSettings::default(), settings.enable_ipv6);
+    let tls = tls::Shared::offline().map_err(|error| Failure::Running(error.to_string()))?;
     let context = Context {
         names: &names,
         ring_identity: settings.ring_identity,
+        tls: &tls,
     };
     let table = Table::build(resources, &context, &Table::default());
     let listen = listening(connection.listen, settings)?;
@@ -149,6 +153,10 @@ fn examine<'a>(
             ..MqttVariables::default()
         });
     }
+    let tls = TlsVariables {
+        server_name: connection.sni.clone(),
+        ..TlsVariables::default()
+    };
     let upstream = route
         .upstream
         .as_ref()
@@ -161,6 +169,7 @@ fn examine<'a>(
         service_id: route.service_id.as_deref(),
         service_name: route.service_name.as_deref(),
         mqtt: mqtt.as_ref(),
+        tls: connection.sni.is_some().then_some(&tls),
     });
     let order = upstream.node_order(&key.bytes);
     explanation.upstream = Some((upstream, key, order));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -17,6 +18,7 @@ use super::{Failure, Files, check, pingora_conf};
 use crate::config::settings::{Settings, Workers};
 use crate::session::app::{Policy, ProxyApp};
 use crate::session::connections::Connections;
+use crate::session::opening::TlsPolicy;
 use crate::session::relay::Relays;
 use crate::session::service::{Admission, ListenService};
 use crate::source::{Source, StandaloneFile};
@@ -24,6 +26,7 @@ use crate::table::CurrentTable;
 use crate::telemetry::endpoint::MetricsEndpoint;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::throttle::Throttle;
+use crate::tls;
 use crate::upgrade::new_side::{self, Arrivals};
 use crate::upgrade::old_side::OldSide;
 use crate::upgrade::{socket_path, systemd};
@@ -45,6 +48,11 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let table = Arc::new(CurrentTable::default());
     let metrics = Arc::new(Metrics::of(table.clone()));
     let names = Names::new(settings.dns.clone(), settings.enable_ipv6);
+    let folder = files.config.parent().unwrap_or(Path::new("."));
+    let tls = tls::Shared::new(&settings, folder).map_err(|error| {
+        log::error!("{error}");
+        Failure::Configuration
+    })?;
     let source = Source::new(
         StandaloneFile::of(&settings, &files.config, files.routes.clone()),
         table.clone(),
@@ -52,6 +60,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         settings.ring_identity,
         metrics.clone(),
         signals.reload.clone(),
+        Arc::new(tls),
     );
     first_load(&source, files.strict, upgrade)?;
     let meeting = socket_path::of(&files.config);
@@ -130,6 +139,10 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
             refusal: settings.refusal,
             limits: settings.limits,
             idle: settings.idle,
+            tls: TlsPolicy::new(
+                settings.fallback_sni.as_deref(),
+                settings.tls.handshake_timeout,
+            ),
         },
         metrics: metrics.clone(),
         relays,

@@ -7,10 +7,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::Semaphore;
 
 use super::Failure;
-use crate::config::settings::Settings;
-use crate::session::listener::{Listener, bind};
+use crate::config::settings::{self, Settings};
+use crate::session::listener::{Listener, TlsListener, TlsMode, bind};
 use crate::telemetry::metrics::Metrics;
 
 /// Descriptors that are not connections: files, epoll, resolver sockets, the log.
@@ -42,12 +43,18 @@ impl Sockets {
             };
             socket.map_err(|error| Failure::Running(format!("cannot listen on {written}: {error}")))
         };
+        let places = settings.tls.max_handshakes.min(Semaphore::MAX_PERMITS);
+        let handshakes = Arc::new(Semaphore::new(places));
         let mut clients = Vec::with_capacity(settings.listeners.len());
         for configured in &settings.listeners {
             let socket = open(configured.addr, &configured.written)?;
             let listener = Listener {
                 address: configured.addr,
                 active: metrics.active_connections(configured.addr.to_string()),
+                tls: tls_mode(configured).map(|mode| TlsListener {
+                    mode,
+                    handshakes: handshakes.clone(),
+                }),
             };
             clients.push((Arc::new(listener), socket));
         }
@@ -59,6 +66,7 @@ impl Sockets {
                     address: configured.addr,
                     // Scrapes are no client connections: a gauge that nobody reads.
                     active: Default::default(),
+                    tls: None,
                 };
                 Some((Arc::new(listener), socket))
             }
@@ -82,6 +90,16 @@ impl Sockets {
         let all = self.clients.iter().chain(&self.metrics);
         all.map(|(listener, socket)| Ok((listener.address, socket.try_clone()?.into())))
             .collect()
+    }
+}
+
+/// What a listener does with TLS, by its two switches.
+fn tls_mode(listener: &settings::Listener) -> Option<TlsMode> {
+    match (listener.tls, listener.tls_passthrough) {
+        (false, false) => None,
+        (true, false) => Some(TlsMode::End),
+        (false, true) => Some(TlsMode::Pass),
+        (true, true) => Some(TlsMode::RouteDecides),
     }
 }
 

@@ -43,7 +43,8 @@ pub struct Resources {
 
 /// Reads a standalone file.
 ///
-/// `file` is what diagnostics call it, `env` looks up environment variables, `stream_plugins` are
+/// `file` is what diagnostics call it, `env` looks up environment variables, and files by
+/// `file:///path`; `stream_plugins` are
 /// the plugins of `config.yaml`. Where `previous` has a good version of an object that is bad now,
 /// that version stays at the object's place and the message says so.
 ///

@@ -18,7 +18,7 @@ pub enum Known {
 }
 
 /// Variables of a connection that have values before its node is picked.
-pub const RESOLVABLE: [&str; 17] = [
+pub const RESOLVABLE: [&str; 24] = [
     "mqtt_client_id",
     "mqtt_username",
     "mqtt_protocol_level",
@@ -36,6 +36,13 @@ pub const RESOLVABLE: [&str; 17] = [
     "route_name",
     "service_id",
     "service_name",
+    "ssl_server_name",
+    "ssl_protocol",
+    "ssl_cipher",
+    "ssl_client_s_dn",
+    "ssl_client_cn",
+    "ssl_client_serial",
+    "ssl_client_fingerprint",
 ];
 
 /// The same for every connection, as in APISIX; `server_name` is empty in nginx's stream.
@@ -45,7 +52,7 @@ const CONSTANT: [&str; 2] = ["server_name", "hostname"];
 const NEVER: [&str; 4] = ["uri", "host", "query_string", "request_uri"];
 
 /// Further variables of APISIX's stream side.
-const NOT_HERE: [&str; 46] = [
+const NOT_HERE: [&str; 40] = [
     "balancer_ip",
     "balancer_port",
     "upstream_unresolved_host",
@@ -59,7 +66,6 @@ const NOT_HERE: [&str; 46] = [
     "pid",
     "connection",
     "stream_listen_addr",
-    "ssl_server_name",
     "status",
     "time_iso8601",
     "time_local",
@@ -67,17 +73,12 @@ const NOT_HERE: [&str; 46] = [
     "proxy_protocol_port",
     "proxy_protocol_server_addr",
     "proxy_protocol_server_port",
-    "ssl_protocol",
-    "ssl_cipher",
     "ssl_ciphers",
     "ssl_curves",
     "ssl_session_id",
     "ssl_session_reused",
     "ssl_client_verify",
-    "ssl_client_s_dn",
     "ssl_client_i_dn",
-    "ssl_client_serial",
-    "ssl_client_fingerprint",
     "ssl_client_cert",
     "ssl_client_raw_cert",
     "ssl_client_v_start",

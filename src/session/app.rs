@@ -1,30 +1,38 @@
 //! The connection path, as Pingora's `ServerApp`.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
-use tokio::io::Interest;
+use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::client_stream::ClientStream;
 use super::first_answer::first_answer;
+use super::listener::TlsMode;
+use super::opening::{Opened, TlsPolicy, open};
 use super::outcome::{End, Record};
 use super::preread::{Preread, PrereadError, read_connect};
 use super::refusal::{Refusal, tell_and_close};
-use super::relay::{Established, IdleTimeout, Relays};
+use super::relay::{self, Established, IdleTimeout, Relays};
 use crate::config::resource::upstream as config;
 use crate::config::settings::{ConnectMode, Idle, Limits, RefusalMode};
 use crate::mqtt::Mode;
 use crate::route::Request;
-use crate::table::{CurrentTable, Route};
+use crate::table::{CurrentTable, Route, Table};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::throttle::Throttle;
+use crate::tls::accept::Failed;
+use crate::tls::identity::TlsVariables;
+use crate::tls::link::Link;
 use crate::upstream::Upstream;
 use crate::upstream::connect::{ConnectError, Connected, connect};
 use crate::upstream::hash_key::Source;
@@ -47,6 +55,8 @@ pub struct Policy {
     pub limits: Limits,
     /// Idle timeout from the keep alive.
     pub idle: Idle,
+    /// The beginning of TLS connections.
+    pub tls: TlsPolicy,
 }
 
 /// Serves client connections from the current table.
@@ -83,21 +93,69 @@ impl ServerApp for ProxyApp {
 impl ProxyApp {
     async fn serve(&self, accepted: ClientStream) {
         let ClientStream {
-            mut stream,
+            stream,
             client,
             listener,
             permit,
             live,
+            handshake,
         } = accepted;
         let started = Instant::now();
         let metrics = self.metrics.clone();
         let mut record = Record::open(client, listener, metrics, Some(permit), live);
-        let mut preread = Preread::default();
+        let opened = match &record.listener.tls {
+            None => Ok(Opened::plain(stream, started)),
+            // Boxed: the future of a plain connection need not have room for a handshake.
+            Some(tls) => Box::pin(self.open(stream, tls.mode, &record, handshake)).await,
+        };
+        match opened {
+            Ok(opened) => self.serve_opened(opened, record).await,
+            Err(Failed::ClientLeft) => record.end = End::ClientLeftEarly,
+            Err(Failed::Refused(error)) => {
+                record.end = End::Refused;
+                self.report(&error.into(), &record);
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        socket: TcpStream,
+        mode: TlsMode,
+        record: &Record,
+        in_flight: Option<OwnedSemaphorePermit>,
+    ) -> Result<Opened, Failed> {
+        let passes_through = |table: &Table, socket: &TcpStream, sni: Option<&str>| {
+            let request = local_address(socket, record).map(|server| Request {
+                client: record.client.ip(),
+                server,
+                sni,
+            });
+            let route = request.ok().and_then(|request| table.route(&request));
+            route.is_some_and(|route| route.tls_passthrough)
+        };
+        let table = self.table.load_full();
+        let policy = &self.policy.tls;
+        open(socket, mode, policy, &table, &passes_through, in_flight).await
+    }
+
+    async fn serve_opened(&self, opened: Opened, mut record: Record) {
+        let Opened {
+            mut link,
+            received,
+            tls,
+            since,
+        } = opened;
+        let mut preread = Preread {
+            received,
+            mqtt: None,
+        };
+        let tls = tls.as_ref();
         match self
-            .admit(&mut stream, &mut record, &mut preread, started)
+            .admit(&mut link, tls, &mut record, &mut preread, since)
             .await
         {
-            Ok(broker) => self.relay(stream, broker, preread, record).await,
+            Ok(broker) => self.relay(link, broker, preread, record).await,
             Err(PrereadError::ClientLeft) => record.end = End::ClientLeftEarly,
             Err(PrereadError::Refused(refusal)) => {
                 record.end = End::Refused;
@@ -108,28 +166,30 @@ impl ProxyApp {
                     RefusalMode::Close => None,
                 };
                 if let Some(answer) = answer {
-                    tell_and_close(stream, answer).await;
+                    tell_and_close(link, answer.as_slice()).await;
                 }
             }
         }
     }
 
-    /// From accept to a connected broker.
+    /// From an open connection to a connected broker.
     async fn admit(
         &self,
-        stream: &mut TcpStream,
+        client: &mut Link,
+        tls: Option<&TlsVariables>,
         record: &mut Record,
         preread: &mut Preread,
-        started: Instant,
-    ) -> Result<TcpStream, PrereadError> {
+        since: Instant,
+    ) -> Result<Link, PrereadError> {
         let refuse = PrereadError::Refused;
-        let server = local_address(stream, record).map_err(|_| PrereadError::ClientLeft)?;
+        let server =
+            local_address(client.socket(), record).map_err(|_| PrereadError::ClientLeft)?;
         let table = self.table.load();
         let route = table
             .route(&Request {
                 client: record.client.ip(),
                 server,
-                sni: None,
+                sni: tls.and_then(|tls| tls.server_name.as_deref()),
             })
             .ok_or(refuse(Refusal::NoRoute))?
             .clone();
@@ -141,23 +201,25 @@ impl ProxyApp {
                 ConnectMode::Strict => Mode::Strict,
                 ConnectMode::Tolerant => Mode::Tolerant,
             };
-            *preread = read_connect(stream, plugin, mode, &self.policy.limits, started).await?;
+            let received = std::mem::take(&mut preread.received);
+            let limits = &self.policy.limits;
+            *preread = read_connect(client, received, plugin, mode, limits, since).await?;
         }
         let upstream = route
             .upstream
             .as_ref()
             .map_err(|error| refuse(error.clone().into()))?;
-        let key = upstream.key(&variables(&route, record.client, server, preread));
+        let key = upstream.key(&variables(&route, record.client, server, tls, preread));
         if key.source == Source::AddressFallback {
             self.metrics.hash_key_missing(&route.id);
         }
         let broker = tokio::select! {
             broker = self.connect(upstream, &key.bytes) => broker.map_err(|error| refuse(error.into()))?,
             // A client that resets while its broker is being dialled wants nothing any more.
-            _ = stream.ready(Interest::ERROR) => return Err(PrereadError::ClientLeft),
+            _ = client.socket().ready(Interest::ERROR) => return Err(PrereadError::ClientLeft),
         };
         record.broker = Some(broker.in_flight);
-        Ok(broker.stream)
+        Ok(Link::Plain(broker.stream))
     }
 
     async fn connect(&self, upstream: &Upstream, key: &[u8]) -> Result<Connected, ConnectError> {
@@ -176,20 +238,11 @@ impl ProxyApp {
     }
 
     /// Sends what was read and hands the pair to the relay.
-    async fn relay(
-        &self,
-        client: TcpStream,
-        broker: TcpStream,
-        preread: Preread,
-        mut record: Record,
-    ) {
+    async fn relay(&self, client: Link, mut broker: Link, preread: Preread, mut record: Record) {
         let mut to_broker = preread.received;
-        if !to_broker.is_empty()
-            && let Ok(count) = broker.try_write(&to_broker)
-        {
-            record.to_broker += count as u64;
-            to_broker.drain(..count);
-        }
+        let written = write_now(&mut broker, &to_broker).await;
+        record.to_broker += written as u64;
+        to_broker.drain(..written);
         // An upstream that came with the route's table and is served until the connection ends.
         let timeout = record
             .route
@@ -201,7 +254,7 @@ impl ProxyApp {
             (Some(config::Timeouts { send, read, .. }), _) => Some(send.max(read)),
             (None, None) => Some(PLAIN_IDLE),
             (None, Some(mqtt)) if mqtt.level == 5 && to_broker.is_empty() => {
-                let answer = first_answer(&client, &broker, mqtt.level).await;
+                let answer = first_answer(&client, &mut broker, mqtt.level).await;
                 to_client = answer.bytes;
                 let promised = self.idle_from_keep_alive(mqtt.keep_alive);
                 match answer.connack {
@@ -215,17 +268,28 @@ impl ProxyApp {
             }
             (None, Some(mqtt)) => self.idle_from_keep_alive(mqtt.keep_alive),
         };
-        self.relays.hand_over(Established {
-            client,
-            broker,
-            to_broker,
-            to_client,
-            idle: IdleTimeout {
-                open,
-                after_broker_end: preread.mqtt.map(|_| MQTT_IDLE_AFTER_BROKER_END),
-            },
-            record,
-        });
+        let idle = IdleTimeout {
+            open,
+            after_broker_end: preread.mqtt.map(|_| MQTT_IDLE_AFTER_BROKER_END),
+        };
+        match (client, broker) {
+            (Link::Plain(client), Link::Plain(broker)) => self.relays.hand_over(Established {
+                client,
+                broker,
+                to_broker,
+                to_client,
+                idle,
+                record,
+            }),
+            (client, broker) => relay::task::spawn(Established {
+                client,
+                broker,
+                to_broker,
+                to_client,
+                idle,
+                record,
+            }),
+        }
     }
 
     /// One and a half keep alives [MQTT-3.1.2-24] and a margin, so that the broker, which knows
@@ -256,6 +320,7 @@ fn variables<'a>(
     route: &'a Route,
     client: SocketAddr,
     server: SocketAddr,
+    tls: Option<&'a TlsVariables>,
     preread: &'a Preread,
 ) -> Variables<'a> {
     Variables {
@@ -266,7 +331,24 @@ fn variables<'a>(
         service_id: route.service_id.as_deref(),
         service_name: route.service_name.as_deref(),
         mqtt: preread.mqtt.as_ref(),
+        tls,
     }
+}
+
+/// Writes what the broker's side takes without waiting, and says how much that was. An error
+/// shows when the relay writes the rest.
+async fn write_now(broker: &mut Link, bytes: &[u8]) -> usize {
+    let mut written = 0;
+    std::future::poll_fn(|context| {
+        while written < bytes.len() {
+            match Pin::new(&mut *broker).poll_write(context, &bytes[written..]) {
+                Poll::Ready(Ok(count @ 1..)) => written += count,
+                _ => break,
+            }
+        }
+        Poll::Ready(written)
+    })
+    .await
 }
 
 /// The address on which the connection arrived; the kernel is asked only where the listener's

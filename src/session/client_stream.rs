@@ -36,6 +36,8 @@ pub struct ClientStream {
     pub permit: OwnedSemaphorePermit,
     /// Counts it from the moment when it was accepted.
     pub live: Live,
+    /// Its place among the handshakes that may be in flight; none on a listener without TLS.
+    pub handshake: Option<OwnedSemaphorePermit>,
 }
 
 impl AsyncRead for ClientStream {

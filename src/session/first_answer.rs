@@ -4,12 +4,12 @@
 //! §3.2.2.3.14). An idle timeout taken from CONNECT alone would then cut healthy clients that
 //! rightly send less often.
 
-use std::io::ErrorKind;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 
 use crate::mqtt::{BrokerFirst, MAX_CONNACK_SIZE, read_connack};
+use crate::tls::link::Link;
 
 /// How long to wait for the broker before the connection is relayed all the same.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,26 +34,19 @@ pub struct Connack {
 /// Waits for CONNACK. Gives up without harm when the client speaks first (enhanced
 /// authentication, pipelining), when either side ends, or after ten seconds: then the relay goes
 /// on with what there is.
-pub async fn first_answer(client: &TcpStream, broker: &TcpStream, level: u8) -> FirstAnswer {
+pub async fn first_answer(client: &Link, broker: &mut Link, level: u8) -> FirstAnswer {
     let mut answer = FirstAnswer::default();
     let read = async {
         while answer.bytes.len() < MAX_CONNACK_SIZE {
-            tokio::select! {
+            answer.bytes.reserve(READ);
+            let more = tokio::select! {
                 biased;
-                ready = broker.readable() => ready.ok()?,
-                _ = client.readable() => return None,
-            }
-            let start = answer.bytes.len();
-            answer.bytes.resize(start + READ, 0);
-            let read = broker.try_read(&mut answer.bytes[start..]);
-            answer
-                .bytes
-                .truncate(start + read.as_ref().copied().unwrap_or(0));
-            match read {
-                Ok(0) => return None,
+                more = broker.read_buf(&mut answer.bytes) => more,
+                () = client.has_input() => return None,
+            };
+            match more {
+                Ok(0) | Err(_) => return None,
                 Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-                Err(_) => return None,
             }
             match read_connack(&answer.bytes, level) {
                 BrokerFirst::NeedMore => {}

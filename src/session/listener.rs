@@ -2,9 +2,11 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 
 use prometheus_client::metrics::gauge::Gauge;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::Semaphore;
 
 use crate::socket::set_keepalive;
 
@@ -19,6 +21,28 @@ pub struct Listener {
     pub address: SocketAddr,
     /// How many of its connections are open.
     pub active: Gauge,
+    /// What it does with TLS; `None` takes bytes as they are.
+    pub tls: Option<TlsListener>,
+}
+
+/// What a listener does with TLS.
+#[derive(Debug)]
+pub struct TlsListener {
+    /// Whether TLS ends here.
+    pub mode: TlsMode,
+    /// One permit for each handshake that may be in flight; shared by all listeners.
+    pub handshakes: Arc<Semaphore>,
+}
+
+/// Whether TLS ends at a listener (`tls` and `tls_passthrough`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Every connection is decrypted.
+    End,
+    /// None is: the server name routes it, and the broker gets its bytes as they are.
+    Pass,
+    /// The route says which.
+    RouteDecides,
 }
 
 /// Opens a listening socket on `address`. An IPv6 address takes IPv6 only, as nginx has it.

@@ -1,4 +1,4 @@
-//! The way of a connection: accept, match the route, read CONNECT, connect to a broker, relay.
+//! The way of a connection: accept, TLS, match the route, read CONNECT, connect to a broker, relay.
 //!
 //! Pingora drives it: [`service::ListenService`] is a Pingora service that accepts and hands each
 //! connection to a Pingora `ServerApp`, [`app::ProxyApp`]. Once both sides stand, the connection
@@ -10,6 +10,7 @@ pub mod client_stream;
 pub mod connections;
 pub mod first_answer;
 pub mod listener;
+pub mod opening;
 pub mod outcome;
 pub mod preread;
 pub mod refusal;

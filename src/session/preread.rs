@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 
 use super::refusal::Refusal;
@@ -37,20 +36,41 @@ pub enum PrereadError {
     ClientLeft,
 }
 
-/// Reads CONNECT whole, within the two deadlines that count from `accepted` and not from each
+/// Reads CONNECT whole, of which `received` has been read already, within the two deadlines that count from `accepted` and not from each
 /// read, so that a client which sends a byte now and then gains nothing.
 ///
 /// # Errors
 /// See [`PrereadError`].
 pub async fn read_connect(
-    client: &mut TcpStream,
+    client: &mut (impl AsyncRead + Unpin),
+    mut received: Vec<u8>,
     plugin: &MqttProxy,
     mode: Mode,
     limits: &Limits,
     accepted: Instant,
 ) -> Result<Preread, PrereadError> {
-    let mut received = Vec::with_capacity(FIRST_READ);
+    received.reserve(FIRST_READ);
     loop {
+        if !received.is_empty() {
+            match plugin.judge(&received, mode, limits.max_connect_size) {
+                Err(error) => return Err(PrereadError::Refused(error.into())),
+                Ok(None) => {}
+                Ok(Some(connect)) => {
+                    let mqtt = MqttVariables {
+                        client_id: connect.client_id.to_vec(),
+                        username: connect.username.map(<[u8]>::to_vec),
+                        level: connect.level,
+                        keep_alive: connect.keep_alive,
+                        clean_start: connect.clean_start,
+                    };
+                    return Ok(Preread {
+                        received,
+                        mqtt: Some(mqtt),
+                    });
+                }
+            }
+            received.reserve(NEXT_READ);
+        }
         let (limit, late): (Duration, fn(Duration) -> Refusal) = match received.is_empty() {
             true => (
                 limits.first_byte_timeout.min(limits.connect_timeout),
@@ -62,23 +82,6 @@ pub async fn read_connect(
             Err(_) => return Err(PrereadError::Refused(late(limit))),
             Ok(Err(_) | Ok(0)) => return Err(PrereadError::ClientLeft),
             Ok(Ok(_)) => {}
-        }
-        match plugin.judge(&received, mode, limits.max_connect_size) {
-            Err(error) => return Err(PrereadError::Refused(error.into())),
-            Ok(None) => received.reserve(NEXT_READ),
-            Ok(Some(connect)) => {
-                let mqtt = MqttVariables {
-                    client_id: connect.client_id.to_vec(),
-                    username: connect.username.map(<[u8]>::to_vec),
-                    level: connect.level,
-                    keep_alive: connect.keep_alive,
-                    clean_start: connect.clean_start,
-                };
-                return Ok(Preread {
-                    received,
-                    mqtt: Some(mqtt),
-                });
-            }
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::mqtt::{self, DecodeError, Packet};
 use crate::table::NoUpstream;
+use crate::tls::accept::TlsError;
 use crate::upstream::connect::ConnectError;
 
 /// How long a refused client may take to end its side, and how much it may still send, before the
@@ -27,6 +27,9 @@ pub enum Refusal {
     /// CONNECT was not complete in time.
     #[error("CONNECT not complete within {0:?}")]
     ConnectTimeout(Duration),
+    /// The TLS connection did not come about.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// What came is no CONNECT that the route accepts.
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -45,6 +48,7 @@ impl Refusal {
             Refusal::NoRoute => "no_route",
             Refusal::FirstByteTimeout(_) => "first_byte_timeout",
             Refusal::ConnectTimeout(_) => "connect_timeout",
+            Refusal::Tls(error) => error.reason(),
             Refusal::Decode(error) => error.reason(),
             Refusal::NoUpstream(_) => "no_upstream",
             Refusal::Unreachable(error) => error.reason(),
@@ -55,7 +59,10 @@ impl Refusal {
     /// CONNECT that was refused knows its own. `None` closes without an answer.
     pub fn connack(&self, level: Option<u8>) -> Option<Packet> {
         let (refusal, level) = match self {
-            Refusal::NoRoute | Refusal::FirstByteTimeout(_) | Refusal::ConnectTimeout(_) => None,
+            Refusal::NoRoute
+            | Refusal::FirstByteTimeout(_)
+            | Refusal::ConnectTimeout(_)
+            | Refusal::Tls(_) => None,
             Refusal::Decode(error) => error.refusal().zip(error.level()),
             Refusal::NoUpstream(_) | Refusal::Unreachable(_) => {
                 Some(mqtt::Refusal::ServerUnavailable).zip(level)
@@ -67,19 +74,19 @@ impl Refusal {
 
 /// Tells the client and closes so that it can read what it was told: the answer, the end of the
 /// stream, then a bounded wait for the client's own end.
-pub async fn tell_and_close(mut client: TcpStream, answer: Packet) {
+pub async fn tell_and_close<C>(mut client: C, answer: &[u8])
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+{
     let told = async {
-        client.write_all(answer.as_slice()).await?;
+        client.write_all(answer).await?;
         client.shutdown().await?;
         let mut scratch = [0_u8; 1024];
         let mut read = 0;
         while read < LINGER_BYTES {
-            client.readable().await?;
-            match client.try_read(&mut scratch) {
-                Ok(0) => break,
-                Ok(count) => read += count,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+            match client.read(&mut scratch).await? {
+                0 => break,
+                count => read += count,
             }
         }
         Ok::<_, std::io::Error>(())

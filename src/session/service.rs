@@ -147,12 +147,20 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
         match accepted {
             Ok((stream, client)) => {
                 let live = connections.enter();
-                let permit = tokio::select! {
-                    () = &mut stop => return,
-                    permit = places.clone().acquire_owned() => permit,
+                let admitted = async {
+                    // The semaphores are never closed.
+                    let handshake = match &listener.tls {
+                        Some(tls) => Some(tls.handshakes.clone().acquire_owned().await.ok()?),
+                        None => None,
+                    };
+                    let permit = places.clone().acquire_owned().await.ok()?;
+                    Some((permit, handshake))
                 };
-                // The semaphore is never closed.
-                let Ok(permit) = permit else {
+                let admitted = tokio::select! {
+                    () = &mut stop => return,
+                    admitted = admitted => admitted,
+                };
+                let Some((permit, handshake)) = admitted else {
                     return;
                 };
                 let connection = Box::new(ClientStream {
@@ -161,6 +169,7 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
                     listener: listener.clone(),
                     permit,
                     live,
+                    handshake,
                 });
                 let (app, shutdown) = (app.clone(), shutdown.clone());
                 tokio::spawn(async move { app.process_new(connection, &shutdown).await });

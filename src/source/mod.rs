@@ -2,6 +2,8 @@
 
 mod watch;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,16 +17,22 @@ use crate::config::settings::{Provider, RingIdentity, Settings};
 use crate::config::standalone::{self, Resources};
 use crate::table::{CurrentTable, Table};
 use crate::telemetry::metrics::Metrics;
+use crate::tls::{self, expiry};
 use crate::upstream::Context;
 use crate::upstream::health::prober::Prober;
 use crate::upstream::names::Names;
 
 /// A larger file is not read; 10,000 routes are about 2 MB.
 const MAX_FILE_SIZE: u64 = 256 * 1024 * 1024;
+/// A larger certificate, key or revocation list is not read.
+const MAX_REFERENCED_SIZE: u64 = 16 * 1024 * 1024;
 /// How long a reload waits for the addresses of names it has not seen before.
 const NEW_NAMES: Duration = Duration::from_millis(300);
 /// So many problems of one load are logged one by one; `check` prints all.
 const MAX_PROBLEMS_LOGGED: usize = 50;
+
+/// Files that a standalone file refers to.
+type References = BTreeMap<PathBuf, Identity>;
 
 /// Where the standalone file is and how it is to be read.
 #[derive(Debug, Clone)]
@@ -109,15 +117,49 @@ impl StandaloneFile {
         &self,
         previous: Option<&Resources>,
     ) -> Result<(Resources, Vec<Diagnostic>), LoadError> {
+        self.load_with_references(previous).0
+    }
+
+    /// The same, with every file that it refers to (`file:///path`), readable or not, as it was
+    /// before it was read.
+    fn load_with_references(
+        &self,
+        previous: Option<&Resources>,
+    ) -> (Result<(Resources, Vec<Diagnostic>), LoadError>, References) {
+        let references = RefCell::new(References::new());
+        let outside = |name: &str| match name.strip_prefix("file://") {
+            Some(path) => {
+                let identity = Identity::of(Path::new(path));
+                references
+                    .borrow_mut()
+                    .entry(PathBuf::from(path))
+                    .or_insert(identity);
+                read_referenced(Path::new(path))
+            }
+            None => environment(name),
+        };
+        let loaded = self.load_from(previous, &outside);
+        (loaded, references.into_inner())
+    }
+
+    fn load_from(
+        &self,
+        previous: Option<&Resources>,
+        outside: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(Resources, Vec<Diagnostic>), LoadError> {
         let text = read_text(&self.path)?;
         standalone::load(
             &text,
             &self.path,
             self.provider,
-            &environment,
+            outside,
             &self.stream_plugins,
             previous,
         )
+        .map(|(resources, mut diagnostics)| {
+            diagnostics.extend(expiry::warnings(&resources, &self.path));
+            (resources, diagnostics)
+        })
         .map_err(|diagnostics| {
             match self.provider == Provider::Yaml && !standalone::has_end_mark(&text) {
                 true => LoadError::Unfinished(diagnostics),
@@ -165,6 +207,15 @@ pub fn read_text(path: &Path) -> Result<String, LoadError> {
     })
 }
 
+/// The text of a certificate, key or list that the standalone file refers to.
+fn read_referenced(path: &Path) -> Option<String> {
+    let size = std::fs::metadata(path).ok()?.len();
+    match size > MAX_REFERENCED_SIZE {
+        true => None,
+        false => std::fs::read_to_string(path).ok(),
+    }
+}
+
 /// The environment of the process, for `${{VAR}}`.
 pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
@@ -186,8 +237,11 @@ pub struct Source {
     pub prober: Arc<Prober>,
     /// Asks for a load now, changed or not (SIGHUP).
     pub reload: Arc<Notify>,
+    /// What TLS shares over the whole process.
+    pub tls: Arc<tls::Shared>,
     serving: Mutex<Option<Resources>>,
     identity: Mutex<Identity>,
+    references: Mutex<References>,
 }
 
 impl Source {
@@ -199,6 +253,7 @@ impl Source {
         ring_identity: RingIdentity,
         metrics: Arc<Metrics>,
         reload: Arc<Notify>,
+        tls: Arc<tls::Shared>,
     ) -> Self {
         Source {
             file,
@@ -208,14 +263,21 @@ impl Source {
             metrics,
             prober: Arc::default(),
             reload,
+            tls,
             serving: Mutex::default(),
             identity: Mutex::default(),
+            references: Mutex::default(),
         }
     }
 
     /// Which version of the file was loaded last, successfully or not.
     fn identity_loaded(&self) -> Identity {
         lock(&self.identity).clone()
+    }
+
+    /// The files that the last load referred to, as they were then.
+    fn references_loaded(&self) -> References {
+        lock(&self.references).clone()
     }
 
     /// Loads the file and builds its table without swapping it in.
@@ -227,7 +289,9 @@ impl Source {
         *lock(&self.identity) = Identity::of(&self.file.path);
         let serving = lock(&self.serving);
         let started = Instant::now();
-        let (resources, diagnostics) = self.file.load(serving.as_ref())?;
+        let (loaded, references) = self.file.load_with_references(serving.as_ref());
+        *lock(&self.references) = references;
+        let (resources, diagnostics) = loaded?;
         let moved = serving
             .as_ref()
             .map(|before| gcd_change_warnings(before, &resources))
@@ -236,6 +300,7 @@ impl Source {
         let context = Context {
             names: &self.names,
             ring_identity: self.ring_identity,
+            tls: &self.tls,
         };
         let table = Table::build(&resources, &context, &self.table.load());
         Ok(Loaded {
@@ -256,6 +321,14 @@ impl Source {
         loaded.table.enter_service();
         self.prober.follow(loaded.table.upstreams());
         self.table.store(Arc::new(loaded.table));
+        self.metrics.certificates_end(
+            loaded
+                .resources
+                .ssls
+                .iter()
+                .filter(|ssl| ssl.enabled)
+                .filter_map(|ssl| Some((ssl.id.as_str(), expiry::ends(ssl)?))),
+        );
         *lock(&self.serving) = Some(loaded.resources);
         self.metrics.reloaded(true);
         log_problems(&loaded.diagnostics);

@@ -13,11 +13,15 @@ use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
 
-use super::Source;
+use super::{References, Source};
 
 /// How often the file is looked at. A change is loaded once it has stood still for one interval,
 /// so that a file is not read while it is being written.
 const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Files that the standalone file refers to are looked at every so many intervals: there may be
+/// tens of thousands.
+const REFERENCES_EVERY: u64 = 3;
 
 /// What tells one version of a file from another; `None` while there is no file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,11 +44,42 @@ impl Identity {
     }
 }
 
+fn as_they_are(references: &References) -> References {
+    let paths = references.keys();
+    paths
+        .map(|path| (path.clone(), Identity::of(path)))
+        .collect()
+}
+
+impl Source {
+    fn ticket_file(&self) -> Identity {
+        let file = self.tls.ticket_file.as_deref();
+        file.map(Identity::of).unwrap_or_default()
+    }
+
+    fn reread_tickets(&self) {
+        let Some(path) = &self.tls.ticket_file else {
+            return;
+        };
+        match self.tls.tickets.reread(path) {
+            Ok(()) => log::info!("ticket keys {} reloaded", path.display()),
+            Err(error) => log::error!(
+                "ticket keys {} not applied: {error}; those of before stay in use",
+                path.display()
+            ),
+        }
+    }
+}
+
 #[async_trait]
 impl BackgroundService for Source {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let path = &self.file.path;
         let mut seen = Identity::of(path);
+        let mut references = self.references_loaded();
+        let mut ticket_file = self.ticket_file();
+        let mut tickets_loaded = ticket_file.clone();
+        let mut tick = 0_u64;
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -55,6 +90,25 @@ impl BackgroundService for Source {
                     seen = now;
                     if settled && seen != self.identity_loaded() {
                         self.reload_now().await;
+                    }
+                    tick = tick.wrapping_add(1);
+                    if !tick.is_multiple_of(REFERENCES_EVERY) {
+                        continue;
+                    }
+                    let loaded = self.references_loaded();
+                    let now = as_they_are(&loaded);
+                    let settled = now == references;
+                    references = now;
+                    if settled && references != loaded {
+                        log::info!("a certificate file changed");
+                        self.reload_now().await;
+                    }
+                    let now = self.ticket_file();
+                    let settled = now == ticket_file;
+                    ticket_file = now;
+                    if settled && ticket_file != tickets_loaded {
+                        tickets_loaded = ticket_file.clone();
+                        self.reread_tickets();
                     }
                 }
                 () = self.reload.notified() => self.reload_now().await,

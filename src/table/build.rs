@@ -11,6 +11,7 @@ use crate::config::resource::upstream as resource;
 use crate::config::standalone::Resources;
 use crate::plugin::mqtt_proxy::MqttProxy;
 use crate::route::RouteIndex;
+use crate::tls::server::Certificates;
 use crate::upstream::{Context, Upstream};
 
 impl Table {
@@ -38,6 +39,12 @@ impl Table {
             index: RouteIndex::new(resources.stream_routes.iter().map(|route| &**route)),
             routes,
             upstreams: builder.upstreams,
+            certificates: Certificates::build(
+                &resources.ssls,
+                &context.tls.settings,
+                &context.tls.tickets,
+                &previous.certificates,
+            ),
         }
     }
 }
@@ -134,6 +141,7 @@ impl Builder<'_> {
             service_id: service.map(|service| service.id.clone()),
             service_name: service.and_then(|service| service.name.clone()),
             mqtt_proxy: plugins.mqtt_proxy.as_ref().map(MqttProxy::new),
+            tls_passthrough: route.tls_passthrough.unwrap_or(false),
             upstream,
         }
     }

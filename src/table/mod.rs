@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 
 use crate::plugin::mqtt_proxy::MqttProxy;
 use crate::route::{Request, RouteIndex};
+use crate::tls::server::Certificates;
 use crate::upstream::Upstream;
 
 /// A stream route with everything that serves its connections.
@@ -25,6 +26,8 @@ pub struct Route {
     pub service_name: Option<String>,
     /// The `mqtt-proxy` plugin; without it the route is plain TCP.
     pub mqtt_proxy: Option<MqttProxy>,
+    /// Where a listener leaves it to the route: TLS is passed through and not ended.
+    pub tls_passthrough: bool,
     /// Where its connections go, or why they can go nowhere.
     pub upstream: Result<Arc<Upstream>, NoUpstream>,
 }
@@ -37,6 +40,7 @@ impl Route {
             name: None,
             service_id: None,
             service_name: None,
+            tls_passthrough: false,
             mqtt_proxy: None,
             upstream: Err(NoUpstream::Missing),
         }
@@ -64,6 +68,7 @@ pub struct Table {
     index: RouteIndex,
     routes: Vec<Arc<Route>>,
     upstreams: HashMap<String, Arc<Upstream>>,
+    certificates: Certificates,
 }
 
 impl Table {
@@ -90,6 +95,11 @@ impl Table {
     /// All upstreams, those written inline included.
     pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.upstreams.values()
+    }
+
+    /// The certificates for clients.
+    pub fn certificates(&self) -> &Certificates {
+        &self.certificates
     }
 }
 

@@ -15,9 +15,11 @@ fn table(text: &str, previous: &Table) -> Table {
     let text = format!("{text}\n#END\n");
     let loaded = standalone::load(&text, path, Provider::Yaml, &|_| None, &plugins, None);
     let names = Names::new(DnsSettings::default(), true);
+    let tls = crate::tls::Shared::offline().unwrap();
     let context = Context {
         names: &names,
         ring_identity: RingIdentity::Name,
+        tls: &tls,
     };
     Table::build(&loaded.expect("the file is good").0, &context, previous)
 }

@@ -45,6 +45,11 @@ struct ByUpstream {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BySsl {
+    ssl: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByResult {
     result: &'static str,
 }
@@ -78,6 +83,7 @@ pub struct Metrics {
     connect_failures: Family<ByUpstream, Counter>,
     reloads: Family<ByResult, Counter>,
     last_reload: Gauge<f64, AtomicU64>,
+    certificate_expiry: Family<BySsl, Gauge>,
     bytes_to_broker: Counter,
     bytes_to_client: Counter,
 }
@@ -94,6 +100,7 @@ impl Default for Metrics {
             connect_failures: Family::default(),
             reloads: Family::default(),
             last_reload: Gauge::default(),
+            certificate_expiry: Family::default(),
             bytes_to_broker: Counter::default(),
             bytes_to_client: Counter::default(),
         };
@@ -154,6 +161,12 @@ impl Metrics {
             "When the standalone file was applied last",
             Unit::Seconds,
             self.last_reload.clone(),
+        );
+        registry.register_with_unit(
+            "mqtt_proxy_certificate_expiry_timestamp",
+            "When the first certificate of an ssl object ends",
+            Unit::Seconds,
+            self.certificate_expiry.clone(),
         );
         registry.register_with_unit(
             "mqtt_proxy_to_broker",
@@ -271,6 +284,17 @@ impl Metrics {
             "mqtt_proxy_to_broker_bytes_total" => add(&self.bytes_to_broker),
             "mqtt_proxy_to_client_bytes_total" => add(&self.bytes_to_client),
             _ => {}
+        }
+    }
+
+    /// Which `ssl` objects there are now and when each ends, in Unix seconds.
+    pub fn certificates_end<'a>(&self, ends: impl Iterator<Item = (&'a str, i64)>) {
+        self.certificate_expiry.clear();
+        for (ssl, end) in ends {
+            let ssl = ssl.to_owned();
+            self.certificate_expiry
+                .get_or_create(&BySsl { ssl })
+                .set(end);
         }
     }
 

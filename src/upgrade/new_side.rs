@@ -242,6 +242,7 @@ impl Arrivals {
                 active: self
                     .metrics
                     .active_connections(arrived.listener.to_string()),
+                tls: None,
             })
         });
         let mut record = Record::open(

@@ -67,6 +67,7 @@ mod tests {
                 service_id: None,
                 service_name: None,
                 mqtt: Some(&mqtt),
+                tls: None,
             },
         );
         (String::from_utf8(key.bytes).unwrap(), key.source)

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use crate::config::resource::upstream::{self as resource, Balancer, HashKey, Host};
 use crate::config::settings::RingIdentity;
+use crate::tls;
 use hash_key::{Key, Source};
 use health::probe::Verdict;
 use health::{Change, Failure, Seen};
@@ -37,6 +38,8 @@ pub struct Context<'a> {
     pub names: &'a Names,
     /// What a node given by name is on a hash ring.
     pub ring_identity: RingIdentity,
+    /// What TLS shares over the whole process.
+    pub tls: &'a tls::Shared,
 }
 
 /// An upstream at run time: immutable but for what its names resolve to and its counts.

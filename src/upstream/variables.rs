@@ -7,6 +7,8 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::tls::identity::TlsVariables;
+
 /// What CONNECT said, as far as hash keys and logs want it. Bytes are the client's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MqttVariables {
@@ -39,6 +41,8 @@ pub struct Variables<'a> {
     pub service_name: Option<&'a str>,
     /// What CONNECT said; absent on a plain TCP route.
     pub mqtt: Option<&'a MqttVariables>,
+    /// What TLS said; absent on a plain connection.
+    pub tls: Option<&'a TlsVariables>,
 }
 
 impl Variables<'_> {
@@ -71,6 +75,10 @@ impl Variables<'_> {
             "hostname" => Some(Cow::Owned(
                 rustix::system::uname().nodename().to_bytes().to_vec(),
             )),
+            _ if name.starts_with("ssl_") => {
+                let value = self.tls?.get(name)?;
+                Some(Cow::Borrowed(value.as_bytes()))
+            }
             "route_id" => text(self.route_id),
             "route_name" => text(self.route_name?),
             "service_id" => text(self.service_id?),
@@ -83,6 +91,7 @@ impl Variables<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::identity::ClientCertificate;
 
     fn mqtt(client_id: &str) -> MqttVariables {
         MqttVariables {
@@ -103,6 +112,7 @@ mod tests {
             service_id: Some("s"),
             service_name: None,
             mqtt,
+            tls: None,
         };
         variables
             .get(name)
@@ -125,6 +135,16 @@ mod tests {
     #[test]
     fn every_variable_that_check_takes_has_a_value() {
         let connect = mqtt("dev-42");
+        let tls = TlsVariables {
+            server_name: Some("a.test".to_owned()),
+            protocol: Some("TLSv1.3"),
+            cipher: Some("TLS_AES_128_GCM_SHA256"),
+            reused: false,
+            client: Some(ClientCertificate {
+                common_name: Some("dev-42".to_owned()),
+                ..ClientCertificate::default()
+            }),
+        };
         let variables = Variables {
             client: "10.1.2.3:4567".parse().unwrap(),
             server: "[::1]:9100".parse().unwrap(),
@@ -133,6 +153,7 @@ mod tests {
             service_id: Some("s"),
             service_name: Some("t"),
             mqtt: Some(&connect),
+            tls: Some(&tls),
         };
         for name in crate::config::variables::RESOLVABLE {
             assert!(variables.get(name).is_some(), "{name}");

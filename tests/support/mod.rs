@@ -21,7 +21,9 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod ring;
+pub mod served;
 pub mod traffic;
+pub mod tls;
 pub mod vectors;
 pub mod wait;
 

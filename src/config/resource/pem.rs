@@ -1,7 +1,11 @@
 //! Certificates and keys in PEM form. Messages never repeat anything of a key.
 
+use std::cell::RefCell;
+
+use openssl::error::ErrorStack;
 use openssl::pkey::{PKey, Private};
-use openssl::x509::X509;
+use openssl::ssl::{SslContext, SslContextBuilder, SslMethod};
+use openssl::x509::{X509, X509Crl};
 
 /// Which of the two texts a problem is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +51,56 @@ fn reason(error: &openssl::error::ErrorStack) -> String {
         .to_string()
 }
 
+/// The revocation lists in `text`, at least one.
+///
+/// # Errors
+/// Why there is none.
+pub(crate) fn revocation_lists(text: &str) -> Result<Vec<X509Crl>, String> {
+    const END: &str = "-----END X509 CRL-----";
+    let blocks = text
+        .split_inclusive(END)
+        .filter(|block| block.ends_with(END));
+    let lists: Result<Vec<X509Crl>, ErrorStack> = blocks
+        .map(|block| X509Crl::from_pem(block.as_bytes()))
+        .collect();
+    match lists {
+        Ok(lists) if !lists.is_empty() => Ok(lists),
+        Ok(_) => Err("no PEM revocation list in it".to_string()),
+        Err(error) => Err(reason(&error)),
+    }
+}
+
+fn with_context(set: impl FnOnce(&mut SslContextBuilder) -> Result<(), ErrorStack>) -> bool {
+    let builder = SslContext::builder(SslMethod::tls());
+    builder.is_ok_and(|mut builder| set(&mut builder).is_ok())
+}
+
+/// Whether OpenSSL takes `text` for ciphers of TLS 1.2 and before.
+pub(crate) fn is_cipher_list(text: &str) -> bool {
+    with_context(|builder| builder.set_cipher_list(text))
+}
+
+/// Whether OpenSSL takes `text` for cipher suites of TLS 1.3.
+pub(crate) fn are_ciphersuites(text: &str) -> bool {
+    with_context(|builder| builder.set_ciphersuites(text))
+}
+
+/// Whether OpenSSL serves the certificate; its security level refuses short keys, for instance.
+fn servable(leaf: &X509) -> Result<(), String> {
+    thread_local! {
+        // Contexts are not cheap, and a file may hold 10,000 certificates.
+        static CONTEXT: Option<RefCell<SslContextBuilder>> =
+            SslContext::builder(SslMethod::tls()).ok().map(RefCell::new);
+    }
+    CONTEXT.with(|context| match context {
+        Some(builder) => {
+            let set = builder.borrow_mut().set_certificate(leaf);
+            set.map_err(|error| reason(&error))
+        }
+        None => Ok(()),
+    })
+}
+
 /// What is wrong with a certificate and its key.
 pub(crate) fn pair_problems(cert: &str, key: &str) -> Vec<(Part, String)> {
     let mut problems = Vec::new();
@@ -57,6 +111,12 @@ pub(crate) fn pair_problems(cert: &str, key: &str) -> Vec<(Part, String)> {
     let key = private_key(key)
         .map_err(|why| problems.push((Part::Key, format!("failed to parse key: {why}"))))
         .ok();
+    if let Some(Err(why)) = leaf.as_ref().map(servable) {
+        problems.push((
+            Part::Cert,
+            format!("the certificate cannot be served: {why}"),
+        ));
+    }
     if let (Some(leaf), Some(key)) = (leaf, key) {
         let belongs = leaf.public_key().is_ok_and(|public| public.public_eq(&key));
         if !belongs {

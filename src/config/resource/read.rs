@@ -49,7 +49,7 @@ pub(crate) struct Context<'a> {
     pub problems: &'a mut Problems,
     /// The names of the plugins that may be used.
     pub plugins: &'a [String],
-    /// Looks up environment variables.
+    /// Looks up environment variables, and files by `file:///path`.
     pub env: &'a dyn Fn(&str) -> Option<String>,
 }
 
@@ -64,8 +64,8 @@ impl Context<'_> {
         self.problems.warn(position, at, message);
     }
 
-    /// The text that `$env://NAME` or `$env://NAME/json/key` stands for; other texts stand for
-    /// themselves.
+    /// The text that `$env://NAME`, `$env://NAME/json/key` or `file:///path` stands for; other
+    /// texts stand for themselves.
     ///
     /// # Errors
     /// Why the reference cannot be resolved.
@@ -75,6 +75,13 @@ impl Context<'_> {
                 "{} is not supported: there are no secret managers here",
                 quote(written)
             ));
+        }
+        if written.starts_with("file:///") {
+            let unreadable = || {
+                let name = quote(written);
+                format!("{name} cannot be read as a text of at most 16 MiB")
+            };
+            return (self.env)(written).ok_or_else(unreadable);
         }
         let is_env = written
             .get(..7)
@@ -146,6 +153,7 @@ mod tests {
         let mut problems = Problems::new(std::path::Path::new("x"));
         let env = |name: &str| match name {
             "CERT" => Some("pem".to_string()),
+            "file:///run/cert.pem" => Some("from a file".to_string()),
             "JSON" => Some("{\"a\": {\"b\": \"deep\", \"n\": 1}}".to_string()),
             _ => None,
         };
@@ -157,7 +165,12 @@ mod tests {
         assert_eq!(context.resolve("plain"), Ok("plain".into()));
         assert_eq!(context.resolve("$ENV://CERT"), Ok("pem".into()));
         assert_eq!(context.resolve("$env://JSON/a/b"), Ok("deep".into()));
+        assert_eq!(
+            context.resolve("file:///run/cert.pem"),
+            Ok("from a file".into())
+        );
         for (written, part) in [
+            ("file:///none", "\"file:///none\" cannot be read"),
             ("$env://NONE", "\"NONE\" is not set"),
             ("$env://JSON/a/n", "has no text at \"a/n\""),
             ("$env://CERT/a", "has no text at \"a\""),

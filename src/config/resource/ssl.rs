@@ -64,6 +64,8 @@ pub struct ClientVerification {
     pub ca: String,
     /// Most intermediates between them, as OpenSSL counts; default 1.
     pub depth: u32,
+    /// Revocation lists of these authorities, PEM.
+    pub crl: Option<String>,
 }
 
 /// A TLS version in `ssl_protocols`.
@@ -172,14 +174,24 @@ fn resolved(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Option<Strin
 
 fn verification(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Option<ClientVerification> {
     let written = node.get("ca")?;
-    let at = at.key("ca");
-    let ca = resolved(written, &at, context)?;
+    let at_ca = at.key("ca");
+    let ca = resolved(written, &at_ca, context)?;
     if let Err(why) = pem::certificates(&ca) {
         context.error(
             written.position,
-            &at,
+            &at_ca,
             format!("failed to validate client_cert: {why}"),
         );
+    }
+    let mut crl = None;
+    if let Some(written) = node.get("crl") {
+        let at_crl = at.key("crl");
+        let text = resolved(written, &at_crl, context)?;
+        if let Err(why) = pem::revocation_lists(&text) {
+            let message = format!("failed to parse crl: {why}");
+            context.error(written.position, &at_crl, message);
+        }
+        crl = Some(text);
     }
     Some(ClientVerification {
         ca,
@@ -188,6 +200,7 @@ fn verification(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Option<C
             .and_then(Node::as_i64)
             .and_then(|depth| u32::try_from(depth).ok())
             .unwrap_or(1),
+        crl,
     })
 }
 

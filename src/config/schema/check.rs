@@ -353,12 +353,13 @@ impl<'p> Checker<'p> {
     }
 }
 
-/// Whether `text` is a reference that APISIX resolves later: `$env://NAME`, `$secret://…`.
+/// Whether `text` stands for another one: `$env://NAME` and `$secret://…` as in APISIX, or our
+/// own `file:///path`.
 pub(crate) fn is_reference(text: &str) -> bool {
     let env = text
         .get(..7)
         .is_some_and(|prefix| prefix.eq_ignore_ascii_case("$env://"));
-    env || text.starts_with("$secret://")
+    env || text.starts_with("$secret://") || text.starts_with("file:///")
 }
 
 /// Whether the type of `node` is one that `kind` takes.

@@ -67,6 +67,11 @@ pub static MQTT_PROXY: Object = Object::strict(
             "Idle timeouts of MQTT connections.",
         ),
         Field::new(
+            "tls",
+            Kind::Object(&TLS),
+            "TLS on listeners and toward brokers.",
+        ),
+        Field::new(
             "metrics",
             Kind::Object(&METRICS),
             "Prometheus metrics; off unless here.",
@@ -130,6 +135,45 @@ static IDLE: Object = Object::strict(
         )
         .default(Literal::Float(1.5)),
         Field::new("keep_alive_margin", SECONDS_OR_ZERO, "Seconds.").default(Literal::Int(10)),
+    ],
+)
+.rest(Rest::Warn);
+
+static TLS: Object = Object::strict(
+    "",
+    "TLS on listeners and toward brokers.",
+    &[
+        Field::new(
+            "ciphers",
+            Kind::Text(Text::sized(1, 4096)),
+            "Ciphers of TLS 1.2 and before, in OpenSSL's notation.",
+        ),
+        Field::new(
+            "ciphersuites",
+            Kind::Text(Text::sized(1, 4096)),
+            "Cipher suites of TLS 1.3.",
+        ),
+        Field::new(
+            "handshake_timeout",
+            SECONDS,
+            "Seconds from accept to the end of the handshake.",
+        )
+        .default(Literal::Int(10)),
+        Field::new(
+            "max_handshakes",
+            Kind::Int {
+                min: 1,
+                max: 1_000_000,
+            },
+            "Handshakes in flight; beyond it, clients wait in the kernel's queue.",
+        )
+        .default(Literal::Int(2_000)),
+        Field::new(
+            "ticket_key_file",
+            Kind::Text(Text::sized(1, 4096)),
+            "Keys of session tickets that several proxies share: 80 random bytes a key, the first \
+             encrypts; relative to the folder of config.yaml. Default: random keys.",
+        ),
     ],
 )
 .rest(Rest::Warn);

@@ -178,7 +178,7 @@ fn text(bounds: &Text) -> Json {
     }
     if bounds.references {
         return json!({"anyOf": [out, {"type": "string",
-            "pattern": "^(\\$[eE][nN][vV]|\\$secret)://"}]});
+            "pattern": "^((\\$[eE][nN][vV]|\\$secret)://|file:///)"}]});
     }
     out
 }

@@ -4,7 +4,7 @@ use super::common::{
     CREATE_TIME_FIELD, DESC_FIELD, HOST, ID_FIELD, LABELS_FIELD, SNIS, SSL_CERTIFICATE,
     SSL_PRIVATE_KEY, UPDATE_TIME_FIELD,
 };
-use super::{Field, Kind, List, Literal, Object, Rest, Rule};
+use super::{Field, Kind, List, Literal, Object, Rest, Rule, Text};
 
 /// An item of `ssls`.
 pub static SSL: Object = Object::strict(
@@ -81,6 +81,11 @@ static CLIENT: Object = Object::strict(
     "Ask clients for a certificate.",
     &[
         Field::new("ca", SSL_CERTIFICATE, "Who may sign it, PEM.").required(),
+        Field::new(
+            "crl",
+            Kind::Text(Text::sized(64, 16 << 20).or_reference()),
+            "Revocation lists of these authorities, PEM; every authority of a chain needs one.",
+        ),
         Field::new(
             "depth",
             Kind::Int { min: 0, max: 100 },

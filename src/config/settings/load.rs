@@ -8,11 +8,12 @@ use std::time::Duration;
 use super::listen::{ProxyProtocolDefaults, listeners};
 use super::{
     ConnectMode, DEFAULT_STREAM_PLUGINS, DnsSettings, Idle, Limits, MetricsSettings,
-    PingoraSettings, Provider, RefusalMode, RingIdentity, Settings, Workers,
+    PingoraSettings, Provider, RefusalMode, RingIdentity, Settings, TlsSettings, Workers,
 };
 use crate::config::Loaded;
 use crate::config::diagnostic::{At, Position, Problems, quote};
 use crate::config::document::{Node, SyntaxError, Value, parse_yaml};
+use crate::config::resource::pem;
 use crate::config::resource::plugin::{STREAM_PLUGINS, warn_unknown};
 use crate::config::schema::Checker;
 use crate::config::schema::config::CONFIG;
@@ -182,6 +183,7 @@ fn settings(
                 idle.keep_alive_margin,
             ),
         },
+        tls: tls(root, problems),
         shutdown_timeout: seconds(
             root,
             &own(["shutdown", "timeout"]),
@@ -197,6 +199,31 @@ fn settings(
                 .collect(),
         }),
         without_effect,
+    }
+}
+
+fn tls(root: &Node, problems: &mut Problems) -> TlsSettings {
+    let default = TlsSettings::default();
+    let path = |name: &'static str| ["mqtt_proxy", "tls", name];
+    for (name, check) in [
+        ("ciphers", pem::is_cipher_list as fn(&str) -> bool),
+        ("ciphersuites", pem::are_ciphersuites),
+    ] {
+        if let Some(node) = find(root, &path(name))
+            && node.as_str().is_some_and(|text| !check(text))
+        {
+            let own = At::Root.key("mqtt_proxy");
+            let tls = own.key("tls");
+            let message = "OpenSSL knows no such list (names are separated by colons)";
+            problems.error(node.position, &tls.key(name), message);
+        }
+    }
+    TlsSettings {
+        ciphers: text(root, &path("ciphers")),
+        ciphersuites: text(root, &path("ciphersuites")),
+        handshake_timeout: seconds(root, &path("handshake_timeout"), default.handshake_timeout),
+        max_handshakes: count(root, &path("max_handshakes"), default.max_handshakes),
+        ticket_key_file: text(root, &path("ticket_key_file")).map(PathBuf::from),
     }
 }
 

@@ -63,6 +63,7 @@ fn defaults() {
             ring_identity: RingIdentity::Name,
             limits: Limits::default(),
             idle: Idle::default(),
+            tls: TlsSettings::default(),
             shutdown_timeout: Duration::from_secs(300),
             pingora: None,
             without_effect: vec![],

@@ -50,6 +50,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Idle timeouts of MQTT connections.
     pub idle: Idle,
+    /// TLS on listeners and toward brokers.
+    pub tls: TlsSettings,
     /// `mqtt_proxy.shutdown.timeout`: how long SIGTERM waits for connections. Default 300 s.
     pub shutdown_timeout: Duration,
     /// What stands under `pingora:`, if anything.
@@ -180,6 +182,34 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(10),
             max_connect_size: 16_384,
             max_connections: 0,
+        }
+    }
+}
+
+/// `mqtt_proxy.tls`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// Ciphers of TLS 1.2 and before in OpenSSL's notation; `None` = Mozilla's intermediate list.
+    pub ciphers: Option<String>,
+    /// Cipher suites of TLS 1.3; `None` = OpenSSL's default.
+    pub ciphersuites: Option<String>,
+    /// From accept to the end of the handshake; above zero. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// Handshakes in flight; beyond it, clients wait in the kernel's queue. Default 2,000.
+    pub max_handshakes: usize,
+    /// Keys of session tickets that several proxies share, as written; relative to the folder of
+    /// `config.yaml`. `None` = random keys.
+    pub ticket_key_file: Option<PathBuf>,
+}
+
+impl Default for TlsSettings {
+    fn default() -> Self {
+        TlsSettings {
+            ciphers: None,
+            ciphersuites: None,
+            handshake_timeout: Duration::from_secs(10),
+            max_handshakes: 2_000,
+            ticket_key_file: None,
         }
     }
 }

@@ -24,6 +24,7 @@ impl Counts {
         let listener = Arc::new(Listener {
             address: "127.0.0.1:9100".parse().unwrap(),
             active: self.metrics.active_connections("127.0.0.1:9100".to_owned()),
+            tls: None,
         });
         Record::open(
             "127.0.0.1:5000".parse().unwrap(),

@@ -1,0 +1,143 @@
+//! The beginning of a client's TLS connection.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use openssl::ssl::{Ssl, SslContext, SslRef};
+use openssl::x509::X509VerifyResult;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use super::client_hello::{self, ClientHello, HelloError, MAX_WIRE};
+use super::link::{Replay, TlsStream};
+
+/// What one read asks for: a ClientHello of today needs one or two.
+const READ: usize = 2048;
+
+/// Why a TLS connection does not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// What came is no ClientHello.
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    /// No server name, and no `fallback_sni`.
+    #[error(
+        "failed to find SNI: please check if the client requests via IP or uses an outdated protocol"
+    )]
+    NoName,
+    /// No certificate for the name.
+    #[error("failed to match any SSL certificate by SNI: {}", .0.escape_default())]
+    UnknownName(String),
+    /// The deadline passed.
+    #[error("TLS handshake not complete within {0:?}")]
+    Timeout(Duration),
+    /// The client shows no certificate, or one that does not verify.
+    #[error("client certificate: {0}")]
+    Certificate(&'static str),
+    /// The handshake failed otherwise.
+    #[error("TLS handshake: {0}")]
+    Handshake(&'static str),
+}
+
+impl TlsError {
+    /// The label in logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            TlsError::Hello(_) => "tls_client_hello",
+            TlsError::NoName => "tls_no_name",
+            TlsError::UnknownName(_) => "tls_unknown_name",
+            TlsError::Timeout(_) => "tls_timeout",
+            TlsError::Certificate(_) => "tls_client_certificate",
+            TlsError::Handshake(_) => "tls_handshake",
+        }
+    }
+
+    /// The fatal alert that tells the client, where OpenSSL has not sent one itself: a record as
+    /// [RFC 8446 §6] has it, in clear because there are no keys yet.
+    pub fn alert(&self) -> Option<[u8; 7]> {
+        let description = match self {
+            TlsError::Hello(HelloError::NotTls(_)) => 10, // unexpected_message
+            TlsError::Hello(HelloError::Malformed(_)) => 50, // decode_error
+            TlsError::Hello(HelloError::TooLarge) => 50,
+            TlsError::NoName => 109, // missing_extension [RFC 8446 §9.2]
+            TlsError::UnknownName(_) => 112, // unrecognized_name [RFC 6066 §3]
+            TlsError::Timeout(_) | TlsError::Certificate(_) | TlsError::Handshake(_) => {
+                return None;
+            }
+        };
+        Some([21, 3, 3, 0, 2, 2, description])
+    }
+}
+
+/// How a ClientHello or a handshake can end short.
+#[derive(Debug)]
+pub enum Failed {
+    /// The client is to be told, or has been.
+    Refused(TlsError),
+    /// The client went away.
+    ClientLeft,
+}
+
+impl From<HelloError> for Failed {
+    fn from(error: HelloError) -> Self {
+        Failed::Refused(error.into())
+    }
+}
+
+/// Reads until the ClientHello is whole. Everything read is in `received`, on an error too.
+///
+/// # Errors
+/// When it cannot become a ClientHello any more, or the client ends.
+pub async fn read_hello(
+    socket: &mut TcpStream,
+    received: &mut Vec<u8>,
+) -> Result<ClientHello, Failed> {
+    loop {
+        received.reserve(READ);
+        match socket.read_buf(received).await {
+            Ok(0) | Err(_) => return Err(Failed::ClientLeft),
+            Ok(_) => {}
+        }
+        if let Some(hello) = client_hello::parse(received)? {
+            return Ok(hello);
+        }
+        if received.len() > MAX_WIRE {
+            return Err(HelloError::TooLarge.into());
+        }
+    }
+}
+
+/// Shakes hands in `context` with a client of which `received` was read.
+///
+/// # Errors
+/// Why not, with the stream: OpenSSL's alert is on its way to the client.
+pub async fn handshake(
+    socket: TcpStream,
+    received: Vec<u8>,
+    context: &SslContext,
+) -> Result<TlsStream, (Option<TlsStream>, Failed)> {
+    let out_of_memory = |_| (None, Failed::Refused(TlsError::Handshake("out of memory")));
+    let ssl = Ssl::new(context).map_err(out_of_memory)?;
+    let mut stream = TlsStream::new(ssl, Replay::new(socket, received)).map_err(out_of_memory)?;
+    match Pin::new(&mut stream).accept().await {
+        Ok(()) => Ok(stream),
+        Err(error) => {
+            let failed = judge(&error, stream.ssl());
+            Err((Some(stream), failed))
+        }
+    }
+}
+
+fn judge(error: &openssl::ssl::Error, ssl: &SslRef) -> Failed {
+    let Some(stack) = error.ssl_error() else {
+        return Failed::ClientLeft;
+    };
+    let verified = ssl.verify_result();
+    if verified != X509VerifyResult::OK {
+        return Failed::Refused(TlsError::Certificate(verified.error_string()));
+    }
+    Failed::Refused(match super::server::reason(stack) {
+        "peer did not return a certificate" => TlsError::Certificate("the client shows none"),
+        other => TlsError::Handshake(other),
+    })
+}

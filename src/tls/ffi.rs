@@ -1,0 +1,229 @@
+//! The calls into OpenSSL that the `openssl` crate has no safe form of. The only module of this
+//! program with unsafe code; nothing here outlives its call but what OpenSSL counts references of.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulong, c_void};
+use std::ptr;
+
+use foreign_types::{ForeignType, ForeignTypeRef};
+use openssl::error::ErrorStack;
+use openssl::ssl::{SslContextBuilder, SslContextRef};
+use openssl::x509::{X509, X509Crl, X509NameRef};
+use openssl_sys as sys;
+
+use super::tickets::{Found, IV_LENGTH, KEY_NAME_LENGTH, TicketKey};
+
+type TicketCallback = unsafe extern "C" fn(
+    *mut sys::SSL,
+    *mut c_uchar,
+    *mut c_uchar,
+    *mut sys::EVP_CIPHER_CTX,
+    *mut sys::EVP_MAC_CTX,
+    c_int,
+) -> c_int;
+
+/// `OSSL_PARAM` of `openssl/core.h`, a public structure of OpenSSL 3.
+#[repr(C)]
+struct Param {
+    key: *const c_char,
+    data_type: c_uint,
+    data: *mut c_void,
+    data_size: usize,
+    return_size: usize,
+}
+
+const PARAM_UTF8_STRING: c_uint = 4;
+const PARAM_OCTET_STRING: c_uint = 5;
+const PARAM_UNMODIFIED: usize = usize::MAX;
+
+unsafe extern "C" {
+    fn X509_STORE_add_crl(store: *mut sys::X509_STORE, crl: *mut sys::X509_CRL) -> c_int;
+    fn SSL_CTX_set_tlsext_ticket_key_evp_cb(
+        context: *mut sys::SSL_CTX,
+        callback: Option<TicketCallback>,
+    ) -> c_int;
+    fn X509_NAME_print_ex(
+        out: *mut sys::BIO,
+        name: *const sys::X509_NAME,
+        indent: c_int,
+        flags: c_ulong,
+    ) -> c_int;
+}
+
+fn checked(result: c_int) -> Result<(), ErrorStack> {
+    match result {
+        1 => Ok(()),
+        _ => Err(ErrorStack::get()),
+    }
+}
+
+/// Adds an intermediate to the chain of the certificate that was set last, so that each of
+/// several certificates has a chain of its own (`SSL_CTX_add1_chain_cert`).
+pub(super) fn add_chain_certificate(
+    builder: &mut SslContextBuilder,
+    certificate: &X509,
+) -> Result<(), ErrorStack> {
+    const KEEP_A_REFERENCE: std::ffi::c_long = 1;
+    // SAFETY: both pointers are valid for the call; with `larg` 1 OpenSSL takes a reference of its
+    // own to the certificate.
+    let added = unsafe {
+        sys::SSL_CTX_ctrl(
+            builder.as_ptr(),
+            sys::SSL_CTRL_CHAIN_CERT,
+            KEEP_A_REFERENCE,
+            certificate.as_ptr().cast(),
+        )
+    };
+    checked(c_int::from(added == 1))
+}
+
+/// Adds a revocation list to the certificates by which clients are verified.
+pub(super) fn add_crl(builder: &mut SslContextBuilder, crl: &X509Crl) -> Result<(), ErrorStack> {
+    // SAFETY: the store belongs to the context and lives as long; the list is valid for the call,
+    // and OpenSSL takes a reference of its own to it.
+    checked(unsafe {
+        let store = sys::SSL_CTX_get_cert_store(builder.as_ptr());
+        X509_STORE_add_crl(store, crl.as_ptr())
+    })
+}
+
+/// A distinguished name as RFC 2253 writes it, the last component first.
+pub(super) fn rfc2253(name: &X509NameRef) -> Option<String> {
+    /// `XN_FLAG_RFC2253` of `openssl/x509.h`.
+    const XN_FLAG_RFC2253: c_ulong = 0x0111_0317;
+    // SAFETY: the name is valid for the call; the BIO is freed on every way out, after its bytes
+    // have been copied.
+    unsafe {
+        let out = sys::BIO_new(sys::BIO_s_mem());
+        if out.is_null() {
+            return None;
+        }
+        let written = X509_NAME_print_ex(out, name.as_ptr(), 0, XN_FLAG_RFC2253);
+        let mut data: *mut c_char = ptr::null_mut();
+        let length = usize::try_from(sys::BIO_get_mem_data(out, &mut data)).unwrap_or(0);
+        let text = (written >= 0 && !data.is_null() && length > 0).then(|| {
+            let bytes = std::slice::from_raw_parts(data.cast::<u8>(), length);
+            String::from_utf8_lossy(bytes).into_owned()
+        });
+        sys::BIO_free_all(out);
+        text
+    }
+}
+
+/// Has `builder` protect session tickets with the keys under [`super::tickets::in_context`].
+pub(super) fn use_ticket_keys(builder: &mut SslContextBuilder) -> Result<(), ErrorStack> {
+    // SAFETY: the context is valid, and the function has the signature that OpenSSL 3 calls.
+    checked(unsafe { SSL_CTX_set_tlsext_ticket_key_evp_cb(builder.as_ptr(), Some(ticket_key)) })
+}
+
+/// What the ticket callback may answer (`SSL_CTX_set_tlsext_ticket_key_evp_cb(3)`).
+const TICKET_ERROR: c_int = -1;
+const TICKET_UNUSABLE: c_int = 0;
+const TICKET_USABLE: c_int = 1;
+const TICKET_USABLE_RENEW: c_int = 2;
+
+unsafe extern "C" fn ticket_key(
+    ssl: *mut sys::SSL,
+    name: *mut c_uchar,
+    iv: *mut c_uchar,
+    cipher: *mut sys::EVP_CIPHER_CTX,
+    mac: *mut sys::EVP_MAC_CTX,
+    encrypt: c_int,
+) -> c_int {
+    // SAFETY: OpenSSL calls this during a handshake with a live SSL, whose context outlives the
+    // call; `name` and `iv` are the 16 bytes each that the interface promises, and nobody else
+    // refers to them.
+    let (context, name, iv) = unsafe {
+        (
+            SslContextRef::from_ptr(sys::SSL_get_SSL_CTX(ssl)),
+            &mut *name.cast::<[u8; KEY_NAME_LENGTH]>(),
+            &mut *iv.cast::<[u8; IV_LENGTH]>(),
+        )
+    };
+    let Some(keys) = super::tickets::in_context(context) else {
+        return TICKET_ERROR;
+    };
+    if encrypt == 1 {
+        let key = keys.to_encrypt();
+        if openssl::rand::rand_bytes(iv).is_err() {
+            return TICKET_ERROR;
+        }
+        *name = key.name;
+        // SAFETY: as for `prepare`.
+        match unsafe { prepare(&key, iv, cipher, mac, true) } {
+            true => TICKET_USABLE,
+            false => TICKET_ERROR,
+        }
+    } else {
+        let (key, answer) = match keys.to_decrypt(name) {
+            Found::Current(key) => (key, TICKET_USABLE),
+            Found::Older(key) => (key, TICKET_USABLE_RENEW),
+            Found::Unknown => return TICKET_UNUSABLE,
+        };
+        // SAFETY: as for `prepare`.
+        match unsafe { prepare(&key, iv, cipher, mac, false) } {
+            true => answer,
+            false => TICKET_ERROR,
+        }
+    }
+}
+
+/// Gives OpenSSL cipher and MAC of one ticket: AES-256-CBC and HMAC-SHA256, as nginx.
+///
+/// # Safety
+/// `cipher` and `mac` must be the live contexts that OpenSSL handed to the ticket callback.
+unsafe fn prepare(
+    key: &TicketKey,
+    iv: &[u8; IV_LENGTH],
+    cipher: *mut sys::EVP_CIPHER_CTX,
+    mac: *mut sys::EVP_MAC_CTX,
+    encrypt: bool,
+) -> bool {
+    const KEY: &CStr = c"key";
+    const DIGEST: &CStr = c"digest";
+    const SHA256: &CStr = c"SHA256";
+    let param = |key: &CStr, data_type, data: *const c_void, data_size| Param {
+        key: key.as_ptr(),
+        data_type,
+        data: data.cast_mut(),
+        data_size,
+        return_size: PARAM_UNMODIFIED,
+    };
+    let end = Param {
+        key: ptr::null(),
+        data_type: 0,
+        data: ptr::null_mut(),
+        data_size: 0,
+        return_size: 0,
+    };
+    let secret = &key.hmac;
+    let params = [
+        param(
+            KEY,
+            PARAM_OCTET_STRING,
+            secret.as_ptr().cast(),
+            secret.len(),
+        ),
+        param(
+            DIGEST,
+            PARAM_UTF8_STRING,
+            SHA256.as_ptr().cast(),
+            SHA256.count_bytes(),
+        ),
+        end,
+    ];
+    // SAFETY: both contexts are live by contract; key and IV have the lengths of AES-256-CBC; the
+    // parameters end with the empty one and live until the call is over, which copies and never
+    // writes them.
+    unsafe {
+        if sys::EVP_MAC_CTX_set_params(mac, params.as_ptr().cast()) != 1 {
+            return false;
+        }
+        let init = match encrypt {
+            true => sys::EVP_EncryptInit_ex,
+            false => sys::EVP_DecryptInit_ex,
+        };
+        let (key, iv) = (key.aes.as_ptr(), iv.as_ptr());
+        init(cipher, sys::EVP_aes_256_cbc(), ptr::null_mut(), key, iv) == 1
+    }
+}

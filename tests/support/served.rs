@@ -1,0 +1,128 @@
+//! A proxy with live connections that is about to be upgraded.
+
+use std::time::Duration;
+
+use mqtt_proxy::upgrade::channel::Channel;
+use rustix::process::Signal;
+
+use super::broker::Broker;
+use super::client::Client;
+use super::files::{Files, config};
+use super::generations::{FAILED, Generations, runtime_directory};
+use super::handover::{Waiting, connect, socket_in};
+use super::mqtt::Connect;
+use super::ports::free_port;
+use super::proxy::BINARY;
+use super::wait::{SOON, wait_until};
+
+/// A proxy started from a copy of the binary, with live connections.
+pub struct Served {
+    /// Its only broker.
+    pub broker: Broker,
+    /// Its processes.
+    pub proxy: Generations,
+    /// Its files.
+    pub files: Files,
+    /// Where it listens.
+    pub port: u16,
+    /// The connections that must live.
+    pub live: Vec<Client>,
+}
+
+/// One MQTT route to this broker.
+pub fn routes(broker: &Broker) -> String {
+    format!(
+        "stream_routes:\n  - id: 1\n    plugins: {{mqtt-proxy: {{protocol_level: 4}}}}\n    \
+         upstream: {{nodes: {{\"{}\": 1}}}}\n#END\n",
+        broker.addr()
+    )
+}
+
+impl Served {
+    /// A proxy with this many live connections.
+    pub fn with(live: usize) -> Self {
+        let broker = Broker::mqtt();
+        let port = free_port();
+        let files = Files::new(&config(&[port]), &routes(&broker));
+        let proxy = Generations::start_copy(&files, &[port]);
+        let live = (0..live)
+            .map(|n| Client::mqtt(port, &Connect::v311(&format!("c{n}"))))
+            .collect();
+        Self {
+            broker,
+            proxy,
+            files,
+            port,
+            live,
+        }
+    }
+
+    /// Every connection lives, and new ones are served.
+    pub fn expect_all_well(&mut self) {
+        self.live.iter_mut().for_each(Client::expect_alive);
+        // More than once: no second process may take any of them from the queue.
+        for _ in 0..8 {
+            Client::mqtt(self.port, &Connect::v311("new")).expect_alive();
+        }
+    }
+
+    /// The process of before serves alone, and an upgrade works now.
+    pub fn expect_as_before(&mut self) {
+        let before = self.proxy.current();
+        wait_until("no process but the old one", SOON, || {
+            (self.proxy.processes() == [before]).then_some(())
+        });
+        self.expect_all_well();
+        self.proxy.install_real();
+        self.proxy.upgrade();
+        self.expect_all_well();
+        let now = self.proxy.current();
+        wait_until("no process but the new one", SOON, || {
+            (self.proxy.processes() == [now]).then_some(())
+        });
+    }
+
+    /// A client in the middle of CONNECT, and the rest of its CONNECT.
+    pub fn slow(&self) -> (Client, Vec<u8>) {
+        let connect = Connect::v311("slow").build();
+        let mut client = Client::to(self.port);
+        client.send(&connect[..7]);
+        (client, connect[7..].to_vec())
+    }
+
+    /// Waits as a new process would, and has the old one come.
+    pub fn as_new_process(&self) -> Channel {
+        let waiting = Waiting::at(socket_in(&self.proxy.runtime(), &self.files));
+        self.proxy.signal_current(Signal::QUIT);
+        waiting.accept()
+    }
+
+    /// Has the old process start a real new one, with the test between the two: the channels to
+    /// the old and the new one.
+    pub fn in_the_middle(&self) -> (Channel, Channel) {
+        let apart = runtime_directory(&self.files, "apart");
+        self.proxy.install_script(&format!(
+            "RUNTIME_DIRECTORY='{}' exec '{BINARY}' \"$@\"",
+            apart.display()
+        ));
+        let waiting = Waiting::at(socket_in(&self.proxy.runtime(), &self.files));
+        self.proxy.signal_current(Signal::USR2);
+        let old = waiting.accept();
+        (old, connect(&socket_in(&apart, &self.files)))
+    }
+
+    /// Waits for the line behind `mark` that says that the upgrade failed.
+    pub fn failed(&self, mark: usize) -> String {
+        let within = Duration::from_secs(60);
+        self.proxy.wait_for_output_after(mark, FAILED, within)
+    }
+
+    /// The other process than the one that serves.
+    pub fn other_process(&self) -> u32 {
+        let own = self.proxy.current();
+        let all = self.proxy.processes();
+        let others: Vec<u32> = all.into_iter().filter(|pid| *pid != own).collect();
+        assert_eq!(others.len(), 1, "one other process");
+        others[0]
+    }
+}

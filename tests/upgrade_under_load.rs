@@ -1,0 +1,261 @@
+//! Upgrades under traffic: thousands of connections move and no device notices.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use support::files::config_listening;
+use support::generations::Generations;
+use support::mqtt::ACCEPTED;
+use support::process::more_open_files;
+use support::traffic::{Device, under_traffic};
+use support::{
+    Broker, Client, Connect, Files, SOON, config, config_with, free_port, free_ports, local,
+    metrics, wait_until,
+};
+
+/// The tests that measure run one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// One MQTT route `fleet` that balances over these brokers by client id.
+fn routes(brokers: &[SocketAddr]) -> String {
+    let nodes: Vec<String> = brokers
+        .iter()
+        .map(|addr| format!("\"{addr}\": 1"))
+        .collect();
+    format!(
+        "stream_routes:\n  - id: fleet\n    plugins: {{mqtt-proxy: {{protocol_level: 4}}}}\n    \
+         upstream: {{type: chash, key: mqtt_client_id, nodes: {{{}}}}}\n#END\n",
+        nodes.join(", ")
+    )
+}
+
+/// Clients that connect one after the other without a pause, until the value is dropped.
+struct Newcomers {
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicU64>,
+    thread: Option<std::thread::JoinHandle<Option<String>>>,
+}
+
+impl Newcomers {
+    fn to(port: u16) -> Self {
+        let (stop, served) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&served));
+        let thread = std::thread::spawn(move || {
+            for n in 0.. {
+                if stopped.load(Ordering::SeqCst) {
+                    break;
+                }
+                let stream = match std::net::TcpStream::connect_timeout(&local(port), SOON) {
+                    Ok(stream) => stream,
+                    Err(e) => return Some(format!("newcomer {n} was not let in: {e}")),
+                };
+                let mut client = Client { stream };
+                client.try_send(&Connect::v311(&format!("new-{n}")).build());
+                let (answer, end) = client.read_up_to(4, SOON);
+                if answer != ACCEPTED {
+                    return Some(format!("newcomer {n} got {answer:02x?} and then {end:?}"));
+                }
+                count.fetch_add(1, Ordering::SeqCst);
+                // A reset leaves no port in TIME_WAIT.
+                client.reset();
+            }
+            None
+        });
+        Self {
+            stop,
+            served,
+            thread: Some(thread),
+        }
+    }
+
+    fn served(&self) -> u64 {
+        self.served.load(Ordering::SeqCst)
+    }
+
+    /// Ends them; gives how many were served.
+    fn finish(mut self) -> u64 {
+        self.stop.store(true, Ordering::SeqCst);
+        let thread = self.thread.take().expect("a thread");
+        if let Some(fault) = thread.join().expect("the newcomers") {
+            panic!("{fault}, after {} that were served", self.served());
+        }
+        self.served()
+    }
+}
+
+impl Drop for Newcomers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+fn devices(count: usize, port: u16, pause: Duration) -> Vec<Device> {
+    let device = |n| Device {
+        id: format!("device-{n}"),
+        port,
+        pause,
+        ahead: 1,
+        payload: 120,
+    };
+    (0..count).map(device).collect()
+}
+
+#[test]
+fn two_thousand_connections_live_through_twenty_upgrades_without_a_lost_byte() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    more_open_files();
+    const DEVICES: usize = 2_000;
+    const CAMERAS: usize = 20;
+    const LIVE: usize = DEVICES + CAMERAS;
+    let [port, scrape] = free_ports();
+    let brokers: Vec<SocketAddr> = free_ports::<3>().into_iter().map(local).collect();
+    let more = format!("mqtt_proxy:\n  metrics:\n    addr: \"127.0.0.1:{scrape}\"\n");
+    let files = Files::new(&config_with(&[port], &more), &routes(&brokers));
+    let mut proxy = Generations::start(&files, &[port]);
+    let mut all = devices(DEVICES, port, Duration::from_millis(400));
+    all.extend((0..CAMERAS).map(|n| Device {
+        id: format!("camera-{n}"),
+        port,
+        pause: Duration::from_millis(20),
+        ahead: 6,
+        payload: 3_000,
+    }));
+    let outcome = under_traffic(&brokers, all, move |view| {
+        view.take_slowest();
+        let newcomers = Newcomers::to(port);
+        let mut longest = Duration::ZERO;
+        for n in 1..=20 {
+            let (answers, served) = (view.answers(), newcomers.served());
+            let moved = proxy.upgrade();
+            assert!(moved.connections >= LIVE, "upgrade {n}: {moved:?}");
+            view.wait_for_answers(answers, LIVE as u64);
+            wait_until("newcomers after the upgrade", SOON, || {
+                (newcomers.served() > served || newcomers.thread.as_ref()?.is_finished())
+                    .then_some(())
+            });
+            let slowest = view.take_slowest();
+            eprintln!("upgrade {n}: {moved:?}, slowest round trip {slowest:?}");
+            longest = longest.max(slowest);
+        }
+        let served = newcomers.finish();
+        eprintln!("the slowest round trip of all took {longest:?}; {served} newcomers");
+        assert!(longest < Duration::from_secs(1), "{longest:?}");
+        let listen = format!("listen_addr=\"127.0.0.1:{port}\"");
+        wait_until("the newcomers to be gone", SOON, || {
+            let active = metrics::value(
+                local(scrape),
+                "apisix_stream_active_connections",
+                &[&listen],
+            );
+            (active == LIVE as f64).then_some(())
+        });
+        let descriptors = proxy.descriptors();
+        assert!(
+            descriptors < 2 * LIVE + 100,
+            "{descriptors} descriptors for {LIVE} connections"
+        );
+        let total = metrics::value(
+            local(scrape),
+            "apisix_stream_connection_total",
+            &["route=\"fleet\""],
+        );
+        assert_eq!(
+            total,
+            (LIVE as u64 + served) as f64,
+            "{LIVE} devices and {served} newcomers were counted, each once"
+        );
+        assert_eq!(
+            proxy.processes(),
+            [proxy.current()],
+            "no process is left over"
+        );
+        proxy
+    });
+    outcome.expect_flawless(LIVE);
+}
+
+#[test]
+fn two_hundred_listeners_move() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    more_open_files();
+    const COUNT: u16 = 200;
+    let broker = Broker::mqtt();
+    let first = ports_in_a_row(COUNT);
+    let listens = [format!("127.0.0.1:{first}-{}", first + COUNT - 1)];
+    let files = Files::new(&config_listening(&listens, ""), &routes(&[broker.addr()]));
+    let ports: Vec<u16> = (first..first + COUNT).collect();
+    let mut proxy = Generations::start(&files, &ports);
+    let one_each = || {
+        let connect = |port: &u16| Client::mqtt(*port, &Connect::v311(&format!("on-{port}")));
+        ports.iter().map(connect).collect::<Vec<Client>>()
+    };
+    let mut live = one_each();
+    for _ in 0..2 {
+        let moved = proxy.upgrade();
+        assert!(moved.connections >= live.len(), "{moved:?}");
+        live.iter_mut().for_each(Client::expect_alive);
+        live.extend(one_each());
+    }
+    live.iter_mut().for_each(Client::expect_alive);
+}
+
+/// The first of `count` ports in a row that are all free.
+fn ports_in_a_row(count: u16) -> u16 {
+    let mut first = free_port();
+    let mut last = first;
+    while last - first + 1 < count {
+        let next = free_port();
+        if next != last + 1 {
+            first = next;
+        }
+        last = next;
+    }
+    first
+}
+
+/// What upgrades cost: run with `--ignored --nocapture`.
+#[test]
+#[ignore = "figures, not a check"]
+fn figures_of_the_hand_over() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("open files");
+    for count in [1_000, 5_000, 9_000] {
+        let port = free_port();
+        let brokers = [local(free_port())];
+        let files = Files::new(&config(&[port]), &routes(&brokers));
+        let mut proxy = Generations::start(&files, &[port]);
+        let pause = Duration::from_millis(count as u64 / 2);
+        let outcome = under_traffic(&brokers, devices(count, port, pause), move |view| {
+            view.wait_for_answers(view.answers(), count as u64);
+            for n in 0..3 {
+                view.take_slowest();
+                let quiet = view.answers();
+                view.wait_for_answers(quiet, count as u64 / 4);
+                let usual = view.take_slowest();
+                let (answers, start) = (view.answers(), Instant::now());
+                let moved = proxy.upgrade();
+                let whole = start.elapsed();
+                view.wait_for_answers(answers, count as u64 / 2);
+                eprintln!(
+                    "{count} connections, upgrade {n}: handed over in {} ms, whole upgrade {whole:?}, \
+                     slowest round trip {:?} (without upgrade {usual:?}), {} descriptors",
+                    moved.millis,
+                    view.take_slowest(),
+                    proxy.descriptors()
+                );
+                assert!(moved.connections >= count, "{moved:?}");
+            }
+            proxy
+        });
+        outcome.expect_flawless(count);
+    }
+}
