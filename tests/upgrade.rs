@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -12,21 +11,15 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use support::files::config_listening;
 use support::generations::{Generations, belongs_to, runs, send_signal};
 use support::handover::socket_in;
 use support::mqtt::{ACCEPTED, PINGREQ};
 use support::ports::BlackHole;
-use support::process::more_open_files;
 use support::random::Random;
-use support::traffic::{Device, under_traffic};
 use support::{
     Broker, Brokers, Client, Connect, End, Files, Proxy, SOON, config, config_with, free_port,
-    free_ports, local, metrics, wait_until,
+    free_ports, local, wait_until,
 };
-
-/// The tests that measure run one at a time.
-static ALONE: Mutex<()> = Mutex::new(());
 
 /// One MQTT route `fleet` over this upstream (YAML flow form, without braces).
 fn routes(upstream: &str) -> String {
@@ -40,10 +33,6 @@ fn to(broker: &Broker) -> String {
     routes(&format!("nodes: {{\"{}\": 1}}", broker.addr()))
 }
 
-fn scraped(port: u16) -> String {
-    format!("mqtt_proxy:\n  metrics:\n    addr: \"127.0.0.1:{port}\"\n")
-}
-
 /// A proxy of one port in front of `broker`.
 fn start(broker: &Broker, more: &str) -> (Generations, Files, u16) {
     let port = free_port();
@@ -53,153 +42,6 @@ fn start(broker: &Broker, more: &str) -> (Generations, Files, u16) {
 
 fn client(port: u16, id: &str) -> Client {
     Client::mqtt(port, &Connect::v311(id))
-}
-
-/// Clients that connect one after the other without a pause, until the value is dropped.
-struct Newcomers {
-    stop: Arc<AtomicBool>,
-    served: Arc<AtomicU64>,
-    thread: Option<std::thread::JoinHandle<Option<String>>>,
-}
-
-impl Newcomers {
-    fn to(port: u16) -> Self {
-        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&served));
-        let thread = std::thread::spawn(move || {
-            for n in 0.. {
-                if stopped.load(Ordering::SeqCst) {
-                    break;
-                }
-                let stream = match std::net::TcpStream::connect_timeout(&local(port), SOON) {
-                    Ok(stream) => stream,
-                    Err(e) => return Some(format!("newcomer {n} was not let in: {e}")),
-                };
-                let mut client = Client { stream };
-                client.try_send(&Connect::v311(&format!("new-{n}")).build());
-                let (answer, end) = client.read_up_to(4, SOON);
-                if answer != ACCEPTED {
-                    return Some(format!("newcomer {n} got {answer:02x?} and then {end:?}"));
-                }
-                count.fetch_add(1, Ordering::SeqCst);
-                // A reset leaves no port in TIME_WAIT.
-                client.reset();
-            }
-            None
-        });
-        Self {
-            stop,
-            served,
-            thread: Some(thread),
-        }
-    }
-
-    fn served(&self) -> u64 {
-        self.served.load(Ordering::SeqCst)
-    }
-
-    /// Ends them; gives how many were served.
-    fn finish(mut self) -> u64 {
-        self.stop.store(true, Ordering::SeqCst);
-        let thread = self.thread.take().expect("a thread");
-        if let Some(fault) = thread.join().expect("the newcomers") {
-            panic!("{fault}, after {} that were served", self.served());
-        }
-        self.served()
-    }
-}
-
-impl Drop for Newcomers {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-    }
-}
-
-fn devices(count: usize, port: u16, pause: Duration) -> Vec<Device> {
-    let device = |n| Device {
-        id: format!("device-{n}"),
-        port,
-        pause,
-        ahead: 1,
-        payload: 120,
-    };
-    (0..count).map(device).collect()
-}
-
-#[test]
-fn two_thousand_connections_live_through_twenty_upgrades_without_a_lost_byte() {
-    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
-    more_open_files();
-    const DEVICES: usize = 2_000;
-    const CAMERAS: usize = 20;
-    const LIVE: usize = DEVICES + CAMERAS;
-    let [port, scrape] = free_ports();
-    let brokers: Vec<SocketAddr> = free_ports::<3>().into_iter().map(local).collect();
-    let nodes: Vec<String> = brokers.iter().map(|addr| format!("\"{addr}\": 1")).collect();
-    let files = Files::new(
-        &config_with(&[port], &scraped(scrape)),
-        &routes(&format!(
-            "type: chash, key: mqtt_client_id, nodes: {{{}}}",
-            nodes.join(", ")
-        )),
-    );
-    let mut proxy = Generations::start(&files, &[port]);
-    let mut all = devices(DEVICES, port, Duration::from_millis(400));
-    all.extend((0..CAMERAS).map(|n| Device {
-        id: format!("camera-{n}"),
-        port,
-        pause: Duration::from_millis(20),
-        ahead: 6,
-        payload: 3_000,
-    }));
-    let outcome = under_traffic(&brokers, all, move |view| {
-        view.take_slowest();
-        let newcomers = Newcomers::to(port);
-        let mut longest = Duration::ZERO;
-        for n in 1..=20 {
-            let (answers, served) = (view.answers(), newcomers.served());
-            let moved = proxy.upgrade();
-            assert!(moved.connections >= LIVE, "upgrade {n}: {moved:?}");
-            view.wait_for_answers(answers, LIVE as u64);
-            wait_until("newcomers after the upgrade", SOON, || {
-                (newcomers.served() > served || newcomers.thread.as_ref()?.is_finished())
-                    .then_some(())
-            });
-            let slowest = view.take_slowest();
-            eprintln!("upgrade {n}: {moved:?}, slowest round trip {slowest:?}");
-            longest = longest.max(slowest);
-        }
-        let served = newcomers.finish();
-        eprintln!("the slowest round trip of all took {longest:?}; {served} newcomers");
-        assert!(longest < Duration::from_secs(1), "{longest:?}");
-        let listen = format!("listen_addr=\"127.0.0.1:{port}\"");
-        wait_until("the newcomers to be gone", SOON, || {
-            let active = metrics::value(
-                local(scrape),
-                "apisix_stream_active_connections",
-                &[&listen],
-            );
-            (active == LIVE as f64).then_some(())
-        });
-        let descriptors = proxy.descriptors();
-        assert!(
-            descriptors < 2 * LIVE + 100,
-            "{descriptors} descriptors for {LIVE} connections"
-        );
-        let total = metrics::value(
-            local(scrape),
-            "apisix_stream_connection_total",
-            &["route=\"fleet\""],
-        );
-        assert_eq!(
-            total,
-            (LIVE as u64 + served) as f64,
-            "{LIVE} devices and {served} newcomers were counted, each once"
-        );
-        assert_eq!(proxy.processes(), [proxy.current()], "no process is left over");
-        proxy
-    });
-    outcome.expect_flawless(LIVE);
 }
 
 #[test]
@@ -251,43 +93,6 @@ fn sigquit_without_a_process_that_waits_changes_nothing() {
 }
 
 #[test]
-fn two_hundred_listeners_move() {
-    more_open_files();
-    const COUNT: u16 = 200;
-    let broker = Broker::mqtt();
-    let first = ports_in_a_row(COUNT);
-    let listens = [format!("127.0.0.1:{first}-{}", first + COUNT - 1)];
-    let files = Files::new(&config_listening(&listens, ""), &to(&broker));
-    let ports: Vec<u16> = (first..first + COUNT).collect();
-    let mut proxy = Generations::start(&files, &ports);
-    let mut live: Vec<Client> = ports
-        .iter()
-        .map(|port| client(*port, &format!("on-{port}")))
-        .collect();
-    for _ in 0..2 {
-        let moved = proxy.upgrade();
-        assert!(moved.connections >= live.len(), "{moved:?}");
-        live.iter_mut().for_each(Client::expect_alive);
-        live.extend(ports.iter().map(|port| client(*port, &format!("again-{port}"))));
-    }
-    live.iter_mut().for_each(Client::expect_alive);
-}
-
-/// The first of `count` ports in a row that are all free.
-fn ports_in_a_row(count: u16) -> u16 {
-    let mut first = free_port();
-    let mut last = first;
-    while last - first + 1 < count {
-        let next = free_port();
-        if next != last + 1 {
-            first = next;
-        }
-        last = next;
-    }
-    first
-}
-
-#[test]
 fn half_closed_pairs_move() {
     let (told, tell) = mpsc::channel::<()>();
     let tell = Mutex::new(tell);
@@ -321,7 +126,9 @@ fn half_closed_pairs_move() {
         assert_eq!(proxy.upgrade().connections, 2, "upgrade {n}");
         left.send(PINGREQ);
         wait_until("bytes in the direction that is open", SOON, || {
-            seen.received().ends_with(&PINGREQ.repeat(n + 1)).then_some(())
+            seen.received()
+                .ends_with(&PINGREQ.repeat(n + 1))
+                .then_some(())
         });
         assert_eq!(seen.end(), None);
     }
@@ -349,9 +156,11 @@ fn pairs_that_owe_bytes_in_both_directions_move() {
         let mut writer = conn.stream.try_clone().expect("a socket");
         let count = Arc::clone(&by_brokers);
         let writing = std::thread::spawn(move || write_counted(&mut writer, 2, SIZE, &count));
-        wait_until("the test to open the gates", Duration::from_secs(60), || {
-            opened.load(Ordering::SeqCst).then_some(())
-        });
+        wait_until(
+            "the test to open the gates",
+            Duration::from_secs(60),
+            || opened.load(Ordering::SeqCst).then_some(()),
+        );
         conn.drain();
         writing.join().expect("writing");
     });
@@ -364,7 +173,9 @@ fn pairs_that_owe_bytes_in_both_directions_move() {
         let count = Arc::clone(&written);
         writers.push(std::thread::spawn(move || {
             write_counted(&mut writer, 1, SIZE, &count);
-            writer.shutdown(std::net::Shutdown::Write).expect("shutdown");
+            writer
+                .shutdown(std::net::Shutdown::Write)
+                .expect("shutdown");
         }));
         clients.push(client);
     }
@@ -398,11 +209,13 @@ fn pairs_that_owe_bytes_in_both_directions_move() {
         seen.wait_for_end();
         let connect = Connect::v311(&format!("c{n}")).build();
         let received = seen.received();
-        let found = (0..PAIRS).any(|n| {
-            received.starts_with(&Connect::v311(&format!("c{n}")).build())
-        });
+        let found =
+            (0..PAIRS).any(|n| received.starts_with(&Connect::v311(&format!("c{n}")).build()));
         assert!(found, "a CONNECT first");
-        assert!(sum(&received[connect.len()..]) == sum(&sent), "the bytes to the broker");
+        assert!(
+            sum(&received[connect.len()..]) == sum(&sent),
+            "the bytes to the broker"
+        );
     }
 }
 
@@ -471,7 +284,11 @@ fn connections_on_their_way_finish_in_the_old_process_and_follow() {
     assert_eq!(moved.connections, 1);
     settled.expect_alive();
     assert!(runs(old), "the old process waits for two connections");
-    assert_eq!(broker.accepted(), seen, "one client is still being connected");
+    assert_eq!(
+        broker.accepted(),
+        seen,
+        "one client is still being connected"
+    );
     dialling.expect(ACCEPTED);
     dialling.expect_alive();
     assert!(runs(old), "the old process waits for one connection");
@@ -495,17 +312,18 @@ fn unread(port: u16) -> bool {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let local = fields.get(1).is_some_and(|addr| addr.ends_with(&here));
         // The queue that the kernel holds for the process; of a listener, what is not accepted.
-        !local || fields.get(4).is_some_and(|queues| queues.ends_with(":00000000"))
+        !local
+            || fields
+                .get(4)
+                .is_some_and(|queues| queues.ends_with(":00000000"))
     })
 }
 
 #[test]
 fn a_client_that_was_accepted_and_waits_for_a_place_is_not_cut() {
     let broker = Broker::mqtt();
-    let (mut proxy, _files, port) = start(
-        &broker,
-        "mqtt_proxy:\n  limits:\n    max_connections: 2\n",
-    );
+    let (mut proxy, _files, port) =
+        start(&broker, "mqtt_proxy:\n  limits:\n    max_connections: 2\n");
     let mut live = [client(port, "one"), client(port, "two")];
     let mut waiting = Client::to(port);
     waiting.send(&Connect::v311("three").build());
@@ -602,7 +420,9 @@ fn counts_of_nodes_carry_on_for_least_conn() {
     let visits: Vec<(usize, Client)> = (0..8)
         .map(|n| brokers.visit(port, &Connect::v311(&format!("c{n}"))))
         .collect();
-    let (full, left) = visits.into_iter().partition::<Vec<_>, _>(|(node, _)| *node == 0);
+    let (full, left) = visits
+        .into_iter()
+        .partition::<Vec<_>, _>(|(node, _)| *node == 0);
     assert_eq!((full.len(), left.len()), (4, 4));
     drop(left);
     for n in 0..4 {
@@ -734,45 +554,4 @@ fn a_process_of_another_configuration_is_not_met() {
     proxy.wait_for_log_after(mark, "no new process listens on");
     client(port, "a").expect_alive();
     drop(waiting);
-}
-
-/// What upgrades cost: run with `--ignored --nocapture`.
-#[test]
-#[ignore = "figures, not a check"]
-fn figures_of_the_hand_over() {
-    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
-    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current = limit.maximum;
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("open files");
-    for count in [1_000, 5_000, 9_000] {
-        let port = free_port();
-        let brokers = [local(free_port())];
-        let upstream = format!("nodes: {{\"{}\": 1}}", brokers[0]);
-        let files = Files::new(&config(&[port]), &routes(&upstream));
-        let mut proxy = Generations::start(&files, &[port]);
-        let pause = Duration::from_millis(count as u64 / 2);
-        let outcome = under_traffic(&brokers, devices(count, port, pause), move |view| {
-            view.wait_for_answers(view.answers(), count as u64);
-            for n in 0..3 {
-                view.take_slowest();
-                let quiet = view.answers();
-                view.wait_for_answers(quiet, count as u64 / 4);
-                let usual = view.take_slowest();
-                let (answers, start) = (view.answers(), Instant::now());
-                let moved = proxy.upgrade();
-                let whole = start.elapsed();
-                view.wait_for_answers(answers, count as u64 / 2);
-                eprintln!(
-                    "{count} connections, upgrade {n}: handed over in {} ms, whole upgrade {whole:?}, \
-                     slowest round trip {:?} (without upgrade {usual:?}), {} descriptors",
-                    moved.millis,
-                    view.take_slowest(),
-                    proxy.descriptors()
-                );
-                assert!(moved.connections >= count, "{moved:?}");
-            }
-            proxy
-        });
-        outcome.expect_flawless(count);
-    }
 }
