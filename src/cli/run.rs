@@ -11,7 +11,7 @@ use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::background::{GenBackgroundService, background_service};
 use tokio::sync::{Semaphore, watch};
 
-use super::drain::Drain;
+use super::drain::{Drain, Leaving};
 use super::signals::{Signals, Terminate};
 use super::sockets::{Sockets, max_connections};
 use super::{Failure, Files, check, pingora_conf};
@@ -23,6 +23,7 @@ use crate::session::relay::Relays;
 use crate::session::service::{Admission, ListenService};
 use crate::source::{Source, StandaloneFile};
 use crate::table::CurrentTable;
+use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::endpoint::MetricsEndpoint;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::throttle::Throttle;
@@ -63,6 +64,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         Arc::new(tls),
     );
     first_load(&source, files.strict, upgrade)?;
+    let access_log = access_log(&settings, files, &metrics)?;
     let meeting = socket_path::of(&files.config);
     let mut inherited = None;
     if upgrade {
@@ -97,6 +99,11 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         paused: Arc::clone(&paused),
         started,
     };
+    let leaving = Leaving {
+        relays: relays.clone(),
+        access_log: access_log.clone(),
+    };
+    signals.set_leaving(leaving.clone());
     match meeting {
         Ok(socket) => {
             let listeners = sockets.clones().map_err(running)?;
@@ -107,6 +114,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
                 paused,
                 loops: listeners.len(),
                 metrics: metrics.clone(),
+                access_log: access_log.clone(),
                 socket,
                 taking_over: Arc::clone(&taking_over),
                 listeners: Mutex::new(listeners),
@@ -125,6 +133,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
                 listeners: sockets.listeners(),
                 metrics: metrics.clone(),
                 taking_over,
+                access_log: access_log.clone(),
             };
             arrivals.take(inherited, has_started);
         }
@@ -146,6 +155,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         },
         metrics: metrics.clone(),
         relays,
+        access_log,
         throttle: Throttle::default(),
     });
     let terminate = signals.terminate.clone();
@@ -156,6 +166,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         "drain",
         Drain {
             connections: connections.clone(),
+            leaving: leaving.clone(),
         },
     ));
     let resolved = server.add_service(GenBackgroundService::new("names".to_owned(), names));
@@ -188,10 +199,25 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         shutdown_signal: Box::new(Terminate(terminate)),
     });
     let cut = connections.live();
+    leaving.last_words();
     if cut > 0 {
         log::warn!("mqtt_proxy.shutdown.timeout passed: {cut} connections are cut");
     }
     Ok(())
+}
+
+/// Opens the access log, if there is to be one.
+fn access_log(
+    settings: &Settings,
+    files: &Files,
+    metrics: &Metrics,
+) -> Result<Option<Arc<AccessLog>>, Failure> {
+    let Some(configured) = &settings.access_log else {
+        return Ok(None);
+    };
+    AccessLog::open(configured, &files.config, metrics.access_log_dropped())
+        .map(Some)
+        .map_err(|error| Failure::Running(format!("access log: {error}")))
 }
 
 /// Loads the standalone file before anything is bound. One that is not there yet, or not finished,

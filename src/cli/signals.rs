@@ -12,6 +12,7 @@ use pingora_core::services::background::BackgroundService;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
+use super::drain::Leaving;
 use crate::upgrade::old_side::OldSide;
 
 /// Handles the signals of the process from start to end: a Pingora background service.
@@ -22,6 +23,7 @@ pub(super) struct Signals {
     /// Told on the first SIGTERM.
     pub terminate: Arc<Notify>,
     upgrade: OnceLock<Arc<OldSide>>,
+    leaving: OnceLock<Leaving>,
 }
 
 impl Signals {
@@ -48,6 +50,7 @@ impl Signals {
             reload: Arc::default(),
             terminate: Arc::default(),
             upgrade: OnceLock::new(),
+            leaving: OnceLock::new(),
         })
     }
 
@@ -55,6 +58,35 @@ impl Signals {
     pub fn set_upgrade(&self, upgrade: Arc<OldSide>) {
         // Set once, by `run`.
         let _ = self.upgrade.set(upgrade);
+    }
+
+    /// What is to be done before the process exits.
+    pub fn set_leaving(&self, leaving: Leaving) {
+        // Set once, by `run`.
+        let _ = self.leaving.set(leaving);
+    }
+
+    /// Exits, with the last lines of the access log written.
+    fn exit(&self) -> ! {
+        if let Some(leaving) = self.leaving.get() {
+            leaving.last_words();
+        }
+        std::process::exit(0);
+    }
+
+    /// Opens the access log again.
+    fn reopen(&self) {
+        match self
+            .leaving
+            .get()
+            .and_then(|leaving| leaving.access_log.as_ref())
+        {
+            Some(log) => {
+                log::info!("SIGUSR1: opening the access log again");
+                log.reopen();
+            }
+            None => log::info!("SIGUSR1: there is no access log to open again"),
+        }
     }
 
     /// Hands over to a new process: to the one that `start` starts, or to one that waits already.
@@ -96,7 +128,7 @@ impl BackgroundService for Signals {
                 _ = terminate.recv() => {
                     if terminating {
                         log::warn!("second SIGTERM: exiting now, live connections are cut");
-                        std::process::exit(0);
+                        self.exit();
                     }
                     terminating = true;
                     if let Some(upgrade) = self.upgrade.get() {
@@ -106,13 +138,13 @@ impl BackgroundService for Signals {
                 }
                 _ = interrupt.recv() => {
                     log::warn!("SIGINT: exiting now, live connections are cut");
-                    std::process::exit(0);
+                    self.exit();
                 }
                 _ = quit.recv() => {
                     log::info!("SIGQUIT: handing over to the process that waits for it");
                     self.hand_over(None);
                 }
-                _ = user1.recv() => log::warn!("SIGUSR1 has no effect in this version"),
+                _ = user1.recv() => self.reopen(),
                 _ = user2.recv() => {
                     log::info!("SIGUSR2: upgrading to the binary on disk");
                     self.hand_over(Some(same_command_to_upgrade()));

@@ -19,7 +19,7 @@ use super::client_stream::ClientStream;
 use super::first_answer::first_answer;
 use super::listener::TlsMode;
 use super::opening::{Opened, TlsPolicy, open};
-use super::outcome::{End, Record};
+use super::outcome::{Access, End, Phase, Record};
 use super::preread::{Preread, PrereadError, read_connect};
 use super::refusal::{Refusal, tell_and_close};
 use super::relay::{self, Established, IdleTimeout, Relays};
@@ -28,6 +28,7 @@ use crate::config::settings::{ConnectMode, Idle, Limits, RefusalMode};
 use crate::mqtt::Mode;
 use crate::route::Request;
 use crate::table::{CurrentTable, Route, Table};
+use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::throttle::Throttle;
 use crate::tls::accept::Failed;
@@ -70,6 +71,8 @@ pub struct ProxyApp {
     pub metrics: Arc<Metrics>,
     /// Where established pairs go.
     pub relays: Arc<Relays>,
+    /// Where every connection is logged.
+    pub access_log: Option<Arc<AccessLog>>,
     /// Keeps refusals from flooding the log.
     pub throttle: Throttle,
 }
@@ -103,6 +106,7 @@ impl ProxyApp {
         let started = Instant::now();
         let metrics = self.metrics.clone();
         let mut record = Record::open(client, listener, metrics, Some(permit), live);
+        record.access = self.access_log.as_ref().map(Access::new);
         let opened = match &record.listener.tls {
             None => Ok(Opened::plain(stream, started)),
             // Boxed: the future of a plain connection need not have room for a handshake.
@@ -159,6 +163,9 @@ impl ProxyApp {
             Err(PrereadError::ClientLeft) => record.end = End::ClientLeftEarly,
             Err(PrereadError::Refused(refusal)) => {
                 record.end = End::Refused;
+                if let Some(access) = &mut record.access {
+                    access.details.refusal = Some(refusal.reason());
+                }
                 self.report(&refusal, &record);
                 let level = preread.mqtt.map(|mqtt| mqtt.level);
                 let answer = match self.policy.refusal {
@@ -184,6 +191,9 @@ impl ProxyApp {
         let refuse = PrereadError::Refused;
         let server =
             local_address(client.socket(), record).map_err(|_| PrereadError::ClientLeft)?;
+        if let Some(access) = &mut record.access {
+            access.details.server = Some(server);
+        }
         let table = self.table.load();
         let route = table
             .route(&Request {
@@ -201,9 +211,15 @@ impl ProxyApp {
                 ConnectMode::Strict => Mode::Strict,
                 ConnectMode::Tolerant => Mode::Tolerant,
             };
+            record.phase = Phase::Connect;
             let received = std::mem::take(&mut preread.received);
             let limits = &self.policy.limits;
             *preread = read_connect(client, received, plugin, mode, limits, since).await?;
+            if let Some(access) = &mut record.access
+                && let Some(mqtt) = &preread.mqtt
+            {
+                access.note_connect(mqtt, since.elapsed());
+            }
         }
         let upstream = route
             .upstream
@@ -213,12 +229,23 @@ impl ProxyApp {
         if key.source == Source::AddressFallback {
             self.metrics.hash_key_missing(&route.id);
         }
+        record.phase = Phase::Dial;
+        let dialled = Instant::now();
         let broker = tokio::select! {
             broker = self.connect(upstream, &key.bytes) => broker.map_err(|error| refuse(error.into()))?,
             // A client that resets while its broker is being dialled wants nothing any more.
             _ = client.socket().ready(Interest::ERROR) => return Err(PrereadError::ClientLeft),
         };
+        record.phase = Phase::Relay;
+        if let Some(access) = &mut record.access {
+            let details = &mut access.details;
+            details.node_addr = Some(broker.address);
+            details.tries = u32::try_from(broker.tries).ok();
+            details.dial_us = u64::try_from(dialled.elapsed().as_micros()).ok();
+            details.hashed_by_address = Some(key.source == Source::AddressFallback);
+        }
         record.broker = Some(broker.in_flight);
+        record.admitted();
         Ok(Link::Plain(broker.stream))
     }
 

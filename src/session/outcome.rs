@@ -10,8 +10,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::connections::Live;
 use super::listener::Listener;
 use crate::table::Route;
+use crate::telemetry::access_log::{AccessLog, Details, Ending, Line};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::node::InFlight;
+use crate::upstream::variables::MqttVariables;
 
 /// Who or what ended a connection, and in which phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +33,8 @@ pub enum End {
     BrokerError,
     /// Nothing was sent either way for the idle timeout.
     IdleTimeout,
+    /// This process left: the time that it gives connections was over.
+    Shutdown,
     /// Another process relays it now (an upgrade).
     HandedOver,
     /// The process ended, or a task died: nobody said why.
@@ -49,9 +53,76 @@ impl End {
             End::ClientError => "client_error",
             End::BrokerError => "broker_error",
             End::IdleTimeout => "idle_timeout",
+            End::Shutdown => "shutdown",
             End::HandedOver => "handed_over",
             End::Aborted => "aborted",
         }
+    }
+}
+
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing but accepted.
+    Accept,
+    /// CONNECT is being read.
+    Connect,
+    /// A broker is being dialled.
+    Dial,
+    /// Relayed.
+    Relay,
+}
+
+impl Phase {
+    /// The label in the access log.
+    pub fn label(self) -> &'static str {
+        match self {
+            Phase::Accept => "accept",
+            Phase::Connect => "connect",
+            Phase::Dial => "dial",
+            Phase::Relay => "relay",
+        }
+    }
+}
+
+/// What the access log needs besides the record; only there while there is an access log.
+#[derive(Debug)]
+pub struct Access {
+    /// What its lines show.
+    pub details: Details,
+    log: Arc<AccessLog>,
+}
+
+impl Access {
+    /// For a connection that has just been accepted.
+    pub fn new(log: &Arc<AccessLog>) -> Box<Self> {
+        let id = log.next_id();
+        Access::of(
+            log,
+            Details {
+                id,
+                ..Details::default()
+            },
+        )
+    }
+
+    /// For a connection about which this is known.
+    pub fn of(log: &Arc<AccessLog>, details: Details) -> Box<Self> {
+        Box::new(Access {
+            details,
+            log: log.clone(),
+        })
+    }
+
+    /// Takes what CONNECT said, `after` it was accepted.
+    pub fn note_connect(&mut self, mqtt: &MqttVariables, after: Duration) {
+        let details = &mut self.details;
+        details.level = Some(mqtt.level);
+        details.client_id = self.log.shown(&mqtt.client_id);
+        details.username = mqtt.username.as_ref().and_then(|name| self.log.shown(name));
+        details.keep_alive = Some(mqtt.keep_alive);
+        details.clean_start = Some(mqtt.clean_start);
+        details.connect_us = u64::try_from(after.as_micros()).ok();
     }
 }
 
@@ -73,6 +144,10 @@ pub struct Record {
     pub to_client: u64,
     /// What ended it.
     pub end: End,
+    /// How far it has come.
+    pub phase: Phase,
+    /// What the access log needs, if there is one.
+    pub access: Option<Box<Access>>,
     started: Instant,
     metrics: Arc<Metrics>,
     _permit: Option<OwnedSemaphorePermit>,
@@ -98,6 +173,8 @@ impl Record {
             to_broker: 0,
             to_client: 0,
             end: End::Aborted,
+            phase: Phase::Accept,
+            access: None,
             started: Instant::now(),
             metrics,
             _permit: permit,
@@ -108,6 +185,68 @@ impl Record {
     /// How long the connection has lived.
     pub fn age(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// Writes the line of its admission, if there is an access log.
+    pub fn admitted(&self) {
+        self.write(None);
+    }
+
+    fn write(&self, ending: Option<Ending>) {
+        let Some(access) = &self.access else {
+            return;
+        };
+        let route = self.route.as_deref();
+        let upstream = route.and_then(|route| route.upstream.as_ref().ok());
+        access.log.write(&Line {
+            client: self.client,
+            listener: self.listener.address,
+            route: route.map(|route| route.id.as_str()),
+            route_name: route.and_then(|route| route.name.as_deref()),
+            service: route.and_then(|route| route.service_id.as_deref()),
+            service_name: route.and_then(|route| route.service_name.as_deref()),
+            upstream: upstream.map(|upstream| upstream.label()),
+            node: self.broker.as_ref().map(|broker| broker.node().label()),
+            details: &access.details,
+            ending,
+        });
+    }
+
+    /// The end in the access log's words: who, how far, why. This is the one place where they are
+    /// derived.
+    fn ending(&self, access: &Access) -> Ending {
+        let refusal = access.details.refusal;
+        // A broker that does not answer is what refuses; all else is this program's decision.
+        let unreachable = matches!(refusal, Some("connect_failed" | "retry_timeout"));
+        let side = match self.end {
+            End::ClientLeftEarly | End::ClientClosed | End::ClientError => "client",
+            End::BrokerClosed | End::BrokerError => "broker",
+            End::Refused if unreachable => "broker",
+            End::Refused | End::IdleTimeout | End::Shutdown | End::HandedOver | End::Aborted => {
+                "proxy"
+            }
+        };
+        // As APISIX: 001 is its universal refusal, a preread timeout ends as well as it began.
+        let status = match (self.end, refusal) {
+            (End::Refused, Some("first_byte_timeout" | "connect_timeout")) => "200",
+            (End::Refused, Some("connect_failed" | "retry_timeout" | "no_node")) => "502",
+            (End::Refused, Some("too_large")) => "400",
+            (End::Refused, _) => "001",
+            (End::Aborted, _) => "500",
+            _ => "200",
+        };
+        Ending {
+            side,
+            phase: self.phase.label(),
+            reason: match self.end {
+                End::Refused => refusal.unwrap_or(self.end.reason()),
+                end => end.reason(),
+            },
+            status,
+            duration: self.age(),
+            to_broker: self.to_broker,
+            to_client: self.to_client,
+        }
     }
 
     /// Makes the connection as old as it is: it lived in another process before.
@@ -126,6 +265,12 @@ impl Drop for Record {
             return;
         }
         self.metrics.ended(reason, self.to_broker, self.to_client);
+        // One that was handed over lives on, and its end is told where it ends.
+        if self.end != End::HandedOver
+            && let Some(access) = &self.access
+        {
+            self.write(Some(self.ending(access)));
+        }
         log::debug!(
             target: "mqtt_proxy::access",
             "client={} listener={} route={} node={} duration={:.3} to_broker={} to_client={} end={reason}",

@@ -86,6 +86,7 @@ pub struct Metrics {
     certificate_expiry: Family<BySsl, Gauge>,
     bytes_to_broker: Counter,
     bytes_to_client: Counter,
+    access_log_dropped: Counter,
 }
 
 impl Default for Metrics {
@@ -103,6 +104,7 @@ impl Default for Metrics {
             certificate_expiry: Family::default(),
             bytes_to_broker: Counter::default(),
             bytes_to_client: Counter::default(),
+            access_log_dropped: Counter::default(),
         };
         metrics.register();
         metrics
@@ -180,6 +182,11 @@ impl Metrics {
             Unit::Bytes,
             self.bytes_to_client.clone(),
         );
+        registry.register(
+            "mqtt_proxy_access_log_dropped",
+            "Lines of the access log that were not written",
+            self.access_log_dropped.clone(),
+        );
         let build = Family::<Build, Gauge>::default();
         let version = env!("CARGO_PKG_VERSION");
         build.get_or_create(&Build { version }).set(1);
@@ -217,6 +224,11 @@ impl Metrics {
         self.ended.get_or_create(&ByReason { reason }).inc();
         self.bytes_to_broker.inc_by(to_broker);
         self.bytes_to_client.inc_by(to_client);
+    }
+
+    /// Counts lines of the access log that were not written.
+    pub fn access_log_dropped(&self) -> Counter {
+        self.access_log_dropped.clone()
     }
 
     /// A connect to a node of `upstream` failed.
@@ -282,6 +294,7 @@ impl Metrics {
                 }
             }
             "mqtt_proxy_to_broker_bytes_total" => add(&self.bytes_to_broker),
+            "mqtt_proxy_access_log_dropped_total" => add(&self.access_log_dropped),
             "mqtt_proxy_to_client_bytes_total" => add(&self.bytes_to_client),
             _ => {}
         }

@@ -21,10 +21,11 @@ use super::record::{PairRecord, decode};
 use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, UpgradeError};
 use crate::session::connections::Connections;
 use crate::session::listener::Listener;
-use crate::session::outcome::Record;
+use crate::session::outcome::{Access, Phase, Record};
 use crate::session::relay::Relays;
 use crate::session::relay::engine::Carried;
 use crate::table::{CurrentTable, Route};
+use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::node::{InFlight, Node};
 
@@ -129,6 +130,8 @@ pub struct Arrivals {
     pub metrics: Arc<Metrics>,
     /// True until the old process has left.
     pub taking_over: Arc<AtomicBool>,
+    /// Where their end is logged.
+    pub access_log: Option<Arc<AccessLog>>,
 }
 
 /// How long the old process may take to be gone once its end of the channel is closed.
@@ -164,6 +167,20 @@ impl Arrivals {
     }
 
     fn take_all(&self, inherited: &Inherited, taken: &mut usize) -> Result<(), UpgradeError> {
+        let mut held = Vec::new();
+        let result = self.take_into(&mut held, inherited, taken);
+        // What was not committed lives on in the old process.
+        held.into_iter()
+            .for_each(|carried| carried.pair.handed_over());
+        result
+    }
+
+    fn take_into(
+        &self,
+        held: &mut Vec<Carried>,
+        inherited: &Inherited,
+        taken: &mut usize,
+    ) -> Result<(), UpgradeError> {
         let step = "taking over connections";
         let channel = &inherited.channel;
         say(channel, step, kind::LISTENING, &())?;
@@ -171,7 +188,6 @@ impl Arrivals {
         channel
             .set_limit(Duration::from_secs(7 * 24 * 3600))
             .map_err(UpgradeError::at(step))?;
-        let mut held = Vec::new();
         loop {
             let frame = match channel.receive() {
                 Ok(Some(frame)) => frame,
@@ -188,7 +204,7 @@ impl Arrivals {
                         return Err(error);
                     }
                     *taken += held.len();
-                    self.relays.adopt(std::mem::take(&mut held));
+                    self.relays.adopt(std::mem::take(held));
                     super::systemd::ready();
                 }
                 kind::LAST => {
@@ -207,17 +223,15 @@ impl Arrivals {
         &self,
         channel: &Channel,
         error: Option<std::io::Error>,
-        held: Vec<Carried>,
+        held: &mut Vec<Carried>,
         taken: &mut usize,
     ) -> Result<(), UpgradeError> {
         if channel.peer_has_ended(END_LIMIT) {
             *taken += held.len();
-            self.relays.adopt(held);
+            self.relays.adopt(std::mem::take(held));
             super::systemd::ready();
             return Ok(());
         }
-        held.into_iter()
-            .for_each(|carried| carried.pair.handed_over());
         let error = error.unwrap_or_else(|| ErrorKind::UnexpectedEof.into());
         Err(UpgradeError::at("taking over connections")(error))
     }
@@ -269,6 +283,11 @@ impl Arrivals {
             // A node that is not in the configuration any more still has its name in the log.
             let node = known.or_else(|| Some(Arc::new(Node::fixed(label.parse().ok()?))))?;
             Some(InFlight::on(node))
+        });
+        record.phase = Phase::Relay;
+        record.access = self.access_log.as_ref().map(|log| match &arrived.access {
+            Some(details) => Access::of(log, details.clone()),
+            None => Access::new(log),
         });
         record.set_age(Duration::from_millis(arrived.age_ms));
         (record.to_broker, record.to_client) = (arrived.to_broker, arrived.to_client);

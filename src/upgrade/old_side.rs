@@ -20,6 +20,7 @@ use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, UpgradeError, systemd};
 use crate::session::connections::Connections;
 use crate::session::relay::Relays;
 use crate::session::relay::engine::Carried;
+use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 
 /// How often the start of the new process is looked at, and, afterwards, whether anything is left
@@ -29,6 +30,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long the accept loops may take to hear that they do not accept any more. One that waits for
 /// a place cannot hear it before there is one; its connection is counted.
 const PAUSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long the last lines of the access log may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// What this process has to hand over.
 pub struct OldSide {
@@ -44,6 +48,8 @@ pub struct OldSide {
     pub loops: usize,
     /// Counters to carry on.
     pub metrics: Arc<Metrics>,
+    /// Written to the end before this process leaves.
+    pub access_log: Option<Arc<AccessLog>>,
     /// Where the new process listens.
     pub socket: PathBuf,
     /// True while the process before this one has not left yet.
@@ -275,6 +281,9 @@ impl OldSide {
         let metrics = self.metrics.encode();
         if let Err(error) = say(&channel, "leaving", kind::LAST, &State { metrics }) {
             log::warn!("upgrade: the last counts are lost: {error}");
+        }
+        if let Some(log) = &self.access_log {
+            log.flush(LAST_LINES);
         }
         log::info!("upgrade: complete, leaving");
         std::process::exit(0);

@@ -14,6 +14,7 @@ use crate::session::outcome::{End, Record};
 use crate::session::relay::IdleTimeout;
 use crate::session::relay::engine::Carried;
 use crate::session::relay::pair::{FlowParts, Pair, State};
+use crate::telemetry::access_log::Details;
 
 /// Pairs in one frame.
 pub const BATCH: usize = super::channel::MAX_DESCRIPTORS / 2;
@@ -52,6 +53,9 @@ pub struct PairRecord {
     /// What has ended it, if one side has ended already.
     #[serde(default)]
     pub end: Option<End>,
+    /// What the access log shows of it, if the old process had one.
+    #[serde(default)]
+    pub access: Option<Details>,
     /// Client to broker.
     pub up: FlowRecord,
     /// Broker to client.
@@ -97,6 +101,11 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
             silent_ms: milliseconds(carried.last_activity.elapsed()),
             idle_ms: parts.idle.open.map(milliseconds),
             idle_after_broker_end_ms: parts.idle.after_broker_end.map(milliseconds),
+            access: parts
+                .record
+                .access
+                .as_ref()
+                .map(|access| access.details.clone()),
             end: parts.ended.then_some(parts.record.end),
             up: flow(&parts.up),
             down: flow(&parts.down),

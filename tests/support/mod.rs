@@ -22,8 +22,8 @@ pub mod proxy;
 pub mod random;
 pub mod ring;
 pub mod served;
-pub mod traffic;
 pub mod tls;
+pub mod traffic;
 pub mod vectors;
 pub mod wait;
 

@@ -76,6 +76,11 @@ pub static MQTT_PROXY: Object = Object::strict(
             Kind::Object(&METRICS),
             "Prometheus metrics; off unless here.",
         ),
+        Field::new(
+            "access_log",
+            Kind::Object(&ACCESS_LOG),
+            "The access log; off unless here or enabled in nginx_config.stream.",
+        ),
         Field::new("shutdown", Kind::Object(&SHUTDOWN), "How the process ends."),
     ],
 )
@@ -189,6 +194,53 @@ static METRICS: Object = Object::strict(
         )
         .default(Literal::Text("127.0.0.1:9091")),
         Field::new("path", PATH, "Path.").default(Literal::Text("/apisix/prometheus/metrics")),
+    ],
+)
+.rest(Rest::Warn);
+
+static ACCESS_LOG: Object = Object::strict(
+    "",
+    "The access log.",
+    &[
+        Field::new(
+            "path",
+            Kind::Text(Text::sized(1, 4096)),
+            "stderr, stdout, or a file relative to the folder of config.yaml.",
+        )
+        .default(Literal::Text("stderr")),
+        Field::new(
+            "format",
+            Kind::Choice(&["json", "logfmt", "nginx"]),
+            "What a line looks like; nginx takes nginx_config.stream.access_log_format.",
+        )
+        .default(Literal::Text("json")),
+        Field::new(
+            "rotate_size",
+            Kind::int_from(0),
+            "Bytes at which the file is rotated; 0 = never.",
+        )
+        .default(Literal::Int(0)),
+        Field::new(
+            "rotate_keep",
+            Kind::Int { min: 1, max: 1000 },
+            "Rotated files that are kept.",
+        )
+        .default(Literal::Int(5)),
+        Field::new(
+            "client_id",
+            Kind::Choice(&["plain", "hash", "omit"]),
+            "What is shown of client ids and user names.",
+        )
+        .default(Literal::Text("plain")),
+        Field::new(
+            "queue",
+            Kind::Int {
+                min: 16,
+                max: 1_048_576,
+            },
+            "Lines that may wait for the writer; those beyond are dropped and counted.",
+        )
+        .default(Literal::Int(8192)),
     ],
 )
 .rest(Rest::Warn);

@@ -1,7 +1,7 @@
 //! `nginx_config`, `deployment` and `plugin_attr` of `config.yaml`.
 
 use super::config_own::PATH;
-use super::{Field, Kind, Literal, Object, Rest};
+use super::{Field, Kind, Literal, Object, Rest, Text};
 
 /// `nginx_config`.
 pub static NGINX_CONFIG: Object = Object::strict(
@@ -45,10 +45,30 @@ static NGINX_STREAM: Object = Object::strict(
     "",
     &[
         Field::new("real_ip_from", Kind::Any, "").no_effect(),
-        Field::new("enable_access_log", Kind::Any, "").no_effect(),
-        Field::new("access_log", Kind::Any, "").no_effect(),
-        Field::new("access_log_format", Kind::Any, "").no_effect(),
-        Field::new("access_log_format_escape", Kind::Any, "").no_effect(),
+        Field::new(
+            "enable_access_log",
+            Kind::Bool,
+            "Write an access log; mqtt_proxy.access_log goes before it.",
+        )
+        .default(Literal::Bool(false)),
+        Field::new(
+            "access_log",
+            Kind::Text(Text::sized(1, 4096)),
+            "Its file, relative to the folder above one named conf.",
+        )
+        .default(Literal::Text("logs/access_stream.log")),
+        Field::new(
+            "access_log_format",
+            Kind::TEXT,
+            "Its format: text with nginx's variables.",
+        )
+        .default(Literal::Text(crate::config::settings::DEFAULT_FORMAT)),
+        Field::new(
+            "access_log_format_escape",
+            Kind::Choice(&["default", "json", "none"]),
+            "How values are escaped.",
+        )
+        .default(Literal::Text("default")),
         Field::new("metrics_zone_size", Kind::Any, "").no_effect(),
         Field::new("lua_shared_dict", Kind::Any, "").no_effect(),
     ],

@@ -9,6 +9,7 @@ use super::listen::{ProxyProtocolDefaults, listeners};
 use super::{
     ConnectMode, DEFAULT_STREAM_PLUGINS, DnsSettings, Idle, Limits, MetricsSettings,
     PingoraSettings, Provider, RefusalMode, RingIdentity, Settings, TlsSettings, Workers,
+    access_log,
 };
 use crate::config::Loaded;
 use crate::config::diagnostic::{At, Position, Problems, quote};
@@ -73,12 +74,12 @@ fn read(
 }
 
 /// The value at the end of a chain of keys.
-fn find<'n>(root: &'n Node, path: &[&str]) -> Option<&'n Node> {
+pub(super) fn find<'n>(root: &'n Node, path: &[&str]) -> Option<&'n Node> {
     path.iter().try_fold(root, |node, key| node.get(key))
 }
 
 /// Where a value stands, or the nearest thing around it that is there.
-fn place(root: &Node, path: &[&str]) -> Position {
+pub(super) fn place(root: &Node, path: &[&str]) -> Position {
     let mut node = root;
     let mut position = root.position;
     for key in path {
@@ -89,11 +90,11 @@ fn place(root: &Node, path: &[&str]) -> Position {
     position
 }
 
-fn text(root: &Node, path: &[&str]) -> Option<String> {
+pub(super) fn text(root: &Node, path: &[&str]) -> Option<String> {
     find(root, path)?.as_str().map(str::to_string)
 }
 
-fn flag(root: &Node, path: &[&str], default: bool) -> bool {
+pub(super) fn flag(root: &Node, path: &[&str], default: bool) -> bool {
     find(root, path).and_then(Node::as_bool).unwrap_or(default)
 }
 
@@ -104,7 +105,7 @@ fn seconds(root: &Node, path: &[&str], default: Duration) -> Duration {
         .unwrap_or(default)
 }
 
-fn count(root: &Node, path: &[&str], default: usize) -> usize {
+pub(super) fn count(root: &Node, path: &[&str], default: usize) -> usize {
     find(root, path)
         .and_then(Node::as_i64)
         .and_then(|value| usize::try_from(value).ok())
@@ -139,6 +140,7 @@ fn settings(
             .filter(|file| file != "system")
             .map(PathBuf::from),
         metrics,
+        access_log: access_log::read(root, problems),
         connect: match choice("connect").as_deref() {
             Some("tolerant") => ConnectMode::Tolerant,
             _ => ConnectMode::Strict,

@@ -58,6 +58,7 @@ fn defaults() {
             fallback_sni: None,
             trusted_certificate: None,
             metrics: None,
+            access_log: None,
             connect: ConnectMode::Strict,
             refusal: RefusalMode::Connack,
             ring_identity: RingIdentity::Name,
@@ -180,7 +181,7 @@ fn keys_nobody_knows_are_warnings_with_the_nearest_name() {
 fn what_apisix_knows_is_listed_once() {
     let settings = good(
         "apisix: {node_listen: 9080, stream_proxy: {tcp: [1]}, ssl: {enable: true, ssl_protocols: x}}\n\
-         nginx_config: {error_log: x, http: {anything: 1}, stream: {access_log: y}}\n\
+         nginx_config: {error_log: x, http: {anything: 1}, stream: {real_ip_from: y}}\n\
          plugins: [a]\ndeployment: {role_traditional: {config_provider: yaml}, etcd: {host: []}, \
          admin: {admin_key: [{key: hush}]}}\nplugin_attr: {log-rotate: {}, own: {}}\nwasm: {}\n",
     );
@@ -192,7 +193,7 @@ fn what_apisix_knows_is_listed_once() {
             "apisix.ssl.ssl_protocols",
             "nginx_config.error_log",
             "nginx_config.http",
-            "nginx_config.stream.access_log",
+            "nginx_config.stream.real_ip_from",
             "plugins",
             "deployment.etcd.host",
             "deployment.admin.admin_key",

@@ -3,6 +3,7 @@
 //! A `config.yaml` written for APISIX loads unchanged. Keys of APISIX that mean nothing here are
 //! listed in [`Settings::without_effect`]; a key that APISIX does not have is a warning.
 
+mod access_log;
 mod listen;
 mod load;
 
@@ -13,6 +14,10 @@ use std::time::Duration;
 
 use crate::config::diagnostic::Origin;
 
+pub use access_log::{
+    AccessLogFormat, AccessLogSettings, AccessLogTarget, ClientIdPolicy, DEFAULT_FORMAT, Escape,
+    Part,
+};
 pub use load::load;
 
 /// Everything `config.yaml` says that this program acts on.
@@ -40,6 +45,8 @@ pub struct Settings {
     pub trusted_certificate: Option<PathBuf>,
     /// The metrics endpoint, when it is asked for.
     pub metrics: Option<MetricsSettings>,
+    /// The access log, when it is asked for.
+    pub access_log: Option<AccessLogSettings>,
     /// How strictly CONNECT is judged.
     pub connect: ConnectMode,
     /// What a refused MQTT client gets.

@@ -261,6 +261,11 @@ impl Pair {
         self.note(End::HandedOver);
     }
 
+    /// Ends it because this process leaves.
+    pub fn shut_down(mut self) {
+        self.note(End::Shutdown);
+    }
+
     /// Moves what can be moved now, both ways. The second value says whether anything moved.
     pub fn advance(
         &mut self,
