@@ -215,12 +215,12 @@ fn a_port_of_a_proxy_that_ended_can_be_listened_on_again_at_once() {
 }
 
 #[test]
-fn a_tls_listener_says_clearly_that_tls_is_not_served_yet() {
+fn a_proxy_protocol_listener_says_clearly_that_it_is_not_served_yet() {
     let broker = Broker::mqtt();
     let port = free_port();
     let text = config(&[port]).replace(
         &format!("- \"127.0.0.1:{port}\""),
-        &format!("- {{addr: \"127.0.0.1:{port}\", tls: true}}"),
+        &format!("- {{addr: \"127.0.0.1:{port}\", proxy_protocol: true}}"),
     );
     let files = Files::new(&text, &routes(&broker));
     let ran = cli(&[
@@ -230,11 +230,11 @@ fn a_tls_listener_says_clearly_that_tls_is_not_served_yet() {
     ]);
     assert_eq!(ran.code, 78, "{}", ran.all());
     assert!(ran.stdout.contains("config.yaml:5:"), "{}", ran.all());
-    assert!(ran.stdout.to_lowercase().contains("tls"), "{}", ran.all());
+    assert!(ran.stdout.contains("PROXY protocol"), "{}", ran.all());
 
     let mut proxy = Proxy::spawn(&files, |_| {});
     assert_eq!(proxy.wait_for_exit(SOON).code(), Some(78));
-    proxy.wait_for_log("TLS");
+    proxy.wait_for_log("PROXY protocol");
     assert!(refused(port));
 }
 

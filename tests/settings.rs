@@ -238,7 +238,7 @@ fn yaml_1_1_words_and_numbers_mean_what_they_mean_to_apisix() {
     let port = free_port();
     // 0o17 in YAML 1.1 is 017; yes/off are booleans; 1_883 is 1883.
     let text = format!(
-        "apisix:\n  enable_admin: off\n  enable_ipv6: yes\n  stream_proxy:\n    tcp:\n      - addr: \"127.0.0.1:{port}\"\n        tls: no\n\
+        "apisix:\n  enable_admin: off\n  enable_ipv6: yes\n  stream_proxy:\n    tcp:\n      - addr: \"127.0.0.1:{port}\"\n        proxy_protocol: no\n\
          deployment: {{role: data_plane, role_data_plane: {{config_provider: yaml}}}}\n"
     );
     let routes = format!(
@@ -256,10 +256,10 @@ fn yaml_1_1_words_and_numbers_mean_what_they_mean_to_apisix() {
     let _proxy = Proxy::start(&files, &[port]);
     Client::mqtt(port, &Connect::v311("a")).expect_alive();
 
-    let tls = text.replace("tls: no", "tls: on");
-    let ran = check(&Files::new(&tls, &routes));
+    let on = text.replace("proxy_protocol: no", "proxy_protocol: on");
+    let ran = check(&Files::new(&on, &routes));
     assert_eq!(ran.code, 78, "on is true: {}", ran.all());
-    let quoted = text.replace("tls: no", "tls: \"no\"");
+    let quoted = text.replace("proxy_protocol: no", "proxy_protocol: \"no\"");
     let ran = check(&Files::new(&quoted, &routes));
     assert_eq!(ran.code, 78, "a quoted word is a string: {}", ran.all());
 }
