@@ -92,6 +92,7 @@ fn build(criterion: &mut Criterion) {
     let tls = mqtt_proxy::tls::Shared::offline().expect("randomness");
     let context = Context {
         tls: &tls,
+        ssls: &[],
         names: &names,
         ring_identity: RingIdentity::Name,
     };

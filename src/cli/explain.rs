@@ -77,6 +77,7 @@ pub(super) fn explain(
         names: &names,
         ring_identity: settings.ring_identity,
         tls: &tls,
+        ssls: &resources.ssls,
     };
     let table = Table::build(resources, &context, &Table::default());
     let listen = listening(connection.listen, settings)?;

@@ -231,8 +231,9 @@ impl ProxyApp {
         }
         record.phase = Phase::Dial;
         let dialled = Instant::now();
+        let sni = tls.and_then(|tls| tls.server_name.as_deref());
         let broker = tokio::select! {
-            broker = self.connect(upstream, &key.bytes) => broker.map_err(|error| refuse(error.into()))?,
+            broker = self.connect(upstream, &key.bytes, sni) => broker.map_err(|error| refuse(error.into()))?,
             // A client that resets while its broker is being dialled wants nothing any more.
             _ = client.socket().ready(Interest::ERROR) => return Err(PrereadError::ClientLeft),
         };
@@ -246,11 +247,16 @@ impl ProxyApp {
         }
         record.broker = Some(broker.in_flight);
         record.admitted();
-        Ok(Link::Plain(broker.stream))
+        Ok(broker.stream)
     }
 
-    async fn connect(&self, upstream: &Upstream, key: &[u8]) -> Result<Connected, ConnectError> {
-        connect(upstream, key, |target, error| {
+    async fn connect(
+        &self,
+        upstream: &Upstream,
+        key: &[u8],
+        sni: Option<&str>,
+    ) -> Result<Connected, ConnectError> {
+        connect(upstream, key, sni, |target, error| {
             self.metrics.connect_failed(upstream.label());
             if let Some(more) = self.throttle.admit(target.node.label()) {
                 log::warn!(

@@ -301,6 +301,7 @@ impl Source {
             names: &self.names,
             ring_identity: self.ring_identity,
             tls: &self.tls,
+            ssls: &resources.ssls,
         };
         let table = Table::build(&resources, &context, &self.table.load());
         Ok(Loaded {

@@ -62,7 +62,7 @@ impl Builder<'_> {
         }
         let before = self.previous.upstreams.get(&label);
         let upstream = match before {
-            Some(same) if same.config() == config => same.clone(),
+            Some(same) if same.is_same(config, self.context) => same.clone(),
             _ => Upstream::build(
                 label.clone(),
                 config,

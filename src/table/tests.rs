@@ -20,6 +20,7 @@ fn table(text: &str, previous: &Table) -> Table {
         names: &names,
         ring_identity: RingIdentity::Name,
         tls: &tls,
+        ssls: &[],
     };
     Table::build(&loaded.expect("the file is good").0, &context, previous)
 }

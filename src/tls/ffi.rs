@@ -7,7 +7,7 @@ use std::ptr;
 
 use foreign_types::{ForeignType, ForeignTypeRef};
 use openssl::error::ErrorStack;
-use openssl::ssl::{SslContextBuilder, SslContextRef};
+use openssl::ssl::{SslContextBuilder, SslContextRef, SslRef, SslSessionRef};
 use openssl::x509::{X509, X509Crl, X509NameRef};
 use openssl_sys as sys;
 
@@ -108,6 +108,16 @@ pub(super) fn rfc2253(name: &X509NameRef) -> Option<String> {
         sys::BIO_free_all(out);
         text
     }
+}
+
+/// Offers `session` for resumption.
+///
+/// The session must have been made by the context of `ssl`: the client side keeps one cache for
+/// each context.
+pub(super) fn offer_session(ssl: &mut SslRef, session: &SslSessionRef) -> Result<(), ErrorStack> {
+    // SAFETY: both are valid, no handshake has begun, and the session comes from the cache of the
+    // context that `ssl` was made from, which is what `set_session` asks for.
+    unsafe { ssl.set_session(session) }
 }
 
 /// Has `builder` protect session tickets with the keys under [`super::tickets::in_context`].

@@ -2,10 +2,12 @@
 //!
 //! [`client_hello`] reads the name that decides everything; [`names`] and [`server`] find the
 //! context that serves it; [`accept`] begins the connection in that context; [`tickets`] are the
-//! keys of resumption; [`identity`] is what a handshake established. [`link`] is a connection, plain or TLS, as the rest of the program handles it. `ffi`
+//! keys of resumption; [`identity`] is what a handshake established. [`client`] is the side toward
+//! brokers. [`link`] is a connection, plain or TLS, as the rest of the program handles it. `ffi`
 //! is the one module with unsafe code: what the `openssl` crate has no safe form of.
 
 pub mod accept;
+pub mod client;
 pub mod client_hello;
 pub mod expiry;
 mod ffi;

@@ -9,6 +9,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::Upstream;
 use super::node::InFlight;
 use super::targets::Target;
+use crate::tls::link::Link;
 
 /// How long one connect may take where the upstream sets no `timeout.connect` (APISIX: 60 s).
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -17,7 +18,7 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Connected {
     /// The open connection, TCP_NODELAY and TCP keepalive set.
-    pub stream: TcpStream,
+    pub stream: Link,
     /// Its address.
     pub address: SocketAddr,
     /// Counts the connection on its node.
@@ -66,13 +67,14 @@ impl ConnectError {
 }
 
 /// Connects to the first node of `upstream` that answers a connection with this hash key.
-/// `failed` hears of each address that does not.
+/// `sni` is the server name that the client asked for. `failed` hears of each address that does not.
 ///
 /// # Errors
 /// When no address is left, or `retries` or `retry_timeout` ends the search.
 pub async fn connect(
     upstream: &Upstream,
     key: &[u8],
+    sni: Option<&str>,
     mut failed: impl FnMut(&Target, &io::Error),
 ) -> Result<Connected, ConnectError> {
     let config = upstream.config();
@@ -97,7 +99,11 @@ pub async fn connect(
         tries += 1;
         let in_flight = InFlight::on(target.node.clone());
         let started = Instant::now();
-        match connect_to(target.address, timeout).await {
+        let connected = async {
+            let socket = connect_to(target.address, timeout).await?;
+            with_tls(upstream, socket, &target, sni, timeout).await
+        };
+        match connected.await {
             Ok(stream) => {
                 upstream.connected(&target.node, started.elapsed());
                 return Ok(Connected {
@@ -122,6 +128,29 @@ pub async fn connect(
         },
         None => ConnectError::NoNode,
     })
+}
+
+/// Shakes hands where the upstream has `scheme: tls`.
+async fn with_tls(
+    upstream: &Upstream,
+    socket: TcpStream,
+    target: &Target,
+    sni: Option<&str>,
+    timeout: Duration,
+) -> io::Result<Link> {
+    let tls = match upstream.tls() {
+        None => return Ok(Link::Plain(socket)),
+        Some(Err(error)) => return Err(io::Error::other(error.clone())),
+        Some(Ok(tls)) => tls,
+    };
+    let handshake = tls.handshake(socket, target.address, target.node.host(), sni);
+    match tokio::time::timeout(timeout, handshake).await {
+        Ok(shaken) => shaken.map(Link::Tls),
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no TLS handshake within {timeout:?}"),
+        )),
+    }
 }
 
 async fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {

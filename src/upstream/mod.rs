@@ -20,9 +20,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::config::resource::upstream::{self as resource, Balancer, HashKey, Host};
+use crate::config::resource::ssl::{CertificatePair, Ssl, SslKind};
+use crate::config::resource::upstream::{self as resource, Balancer, HashKey, Host, Scheme};
 use crate::config::settings::RingIdentity;
 use crate::tls;
+use crate::tls::client::{ClientTls, ClientTlsError};
 use hash_key::{Key, Source};
 use health::probe::Verdict;
 use health::{Change, Failure, Seen};
@@ -40,6 +42,54 @@ pub struct Context<'a> {
     pub ring_identity: RingIdentity,
     /// What TLS shares over the whole process.
     pub tls: &'a tls::Shared,
+    /// Where client certificates are found by id.
+    pub ssls: &'a [Arc<Ssl>],
+}
+
+impl Context<'_> {
+    /// The client certificate that an upstream with TLS shows.
+    fn client_certificate(
+        &self,
+        config: &resource::Upstream,
+    ) -> Result<Option<CertificatePair>, ClientTlsError> {
+        let tls = &config.upstream_tls;
+        if config.scheme != Scheme::Tls {
+            return Ok(None);
+        }
+        if let (Some(cert), Some(key)) = (tls.client_cert.clone(), tls.client_key.clone()) {
+            return Ok(Some(CertificatePair { cert, key }));
+        }
+        let Some(id) = &tls.client_cert_id else {
+            return Ok(None);
+        };
+        let found = self
+            .ssls
+            .iter()
+            .find(|ssl| ssl.id == *id && ssl.kind == SslKind::Client && ssl.enabled);
+        let pair = found.and_then(|ssl| ssl.certs.first());
+        let pair = pair.ok_or_else(|| ClientTlsError::NoCertificate(id.clone()))?;
+        Ok(Some(pair.clone()))
+    }
+}
+
+/// How an upstream with `scheme: tls` speaks it, or why it cannot.
+fn client_tls(
+    label: &str,
+    config: &resource::Upstream,
+    identity: &Result<Option<CertificatePair>, ClientTlsError>,
+    context: &Context<'_>,
+) -> Option<Result<ClientTls, ClientTlsError>> {
+    if config.scheme != Scheme::Tls {
+        return None;
+    }
+    let trusted = context.tls.trusted.as_deref();
+    let built = identity
+        .clone()
+        .and_then(|identity| ClientTls::build(&config.upstream_tls, identity.as_ref(), trusted));
+    if let Err(error) = &built {
+        log::error!("upstream {label} cannot be reached over TLS: {error}");
+    }
+    Some(built)
 }
 
 /// An upstream at run time: immutable but for what its names resolve to and its counts.
@@ -47,6 +97,8 @@ pub struct Upstream {
     label: String,
     config: resource::Upstream,
     levels: Vec<Level>,
+    tls: Option<Result<ClientTls, ClientTlsError>>,
+    identity: Option<CertificatePair>,
     refreshing: Mutex<()>,
     /// Every node is unhealthy, so none is worse than another.
     ignore_health: AtomicBool,
@@ -113,10 +165,14 @@ impl Upstream {
                 known.push((place, member));
             }
         }
+        let identity = context.client_certificate(config);
+        let label_for_tls = label.clone();
         let upstream = Arc::new(Upstream {
             label,
             config: config.clone(),
             levels,
+            tls: client_tls(&label_for_tls, config, &identity, context),
+            identity: identity.ok().flatten(),
             refreshing: Mutex::new(()),
             ignore_health: AtomicBool::new(false),
             addresses: AtomicUsize::new(0),
@@ -135,6 +191,17 @@ impl Upstream {
     /// `ID` of an upstream object, or `route/ID`, `service/ID` for one written inline.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// Whether building it again from `config` would make the same.
+    pub fn is_same(&self, config: &resource::Upstream, context: &Context<'_>) -> bool {
+        let identity = context.client_certificate(config).ok().flatten();
+        self.config == *config && self.identity == identity && !matches!(self.tls, Some(Err(_)))
+    }
+
+    /// How TLS is spoken to the nodes; `None` for plain TCP.
+    pub fn tls(&self) -> Option<&Result<ClientTls, ClientTlsError>> {
+        self.tls.as_ref()
     }
 
     /// The object that it was built from.

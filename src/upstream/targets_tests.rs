@@ -49,6 +49,7 @@ fn order(config: &Config, key: &[u8]) -> Vec<String> {
         names: &names,
         ring_identity: RingIdentity::Name,
         tls: &tls,
+        ssls: &[],
     };
     let upstream = Upstream::build("1".to_owned(), config, &context, None);
     let targets = upstream.targets(key);

@@ -28,14 +28,23 @@ impl Mosquitto {
         Self::start_at(local(free_port()))
     }
 
+    /// The same with more lines about its listener, such as those of TLS.
+    pub fn start_with(listener: &str) -> Self {
+        Self::launch(local(free_port()), listener)
+    }
+
     /// The same on this address.
     pub fn start_at(addr: SocketAddr) -> Self {
+        Self::launch(addr, "")
+    }
+
+    fn launch(addr: SocketAddr, listener: &str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("mosquitto-")
             .tempdir()
             .expect("temp dir");
         let text = format!(
-            "listener {} {}\nallow_anonymous true\nuser root\npersistence true\n\
+            "listener {} {}\n{listener}allow_anonymous true\nuser root\npersistence true\n\
              persistence_location {}/\nautosave_interval 1\nautosave_on_changes true\n\
              log_dest stderr\nlog_type all\nconnection_messages true\n",
             addr.port(),

@@ -125,6 +125,18 @@ pub enum Scheme {
     Tls,
 }
 
+/// The server name that a node gets.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ServerName {
+    /// That of the client where it came over TLS, else `apisix_backend` (APISIX).
+    #[default]
+    Client,
+    /// The host of the node.
+    Node,
+    /// This one.
+    Fixed(String),
+}
+
 /// `tls` of an upstream. Debug output hides the key.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct UpstreamTls {
@@ -134,8 +146,12 @@ pub struct UpstreamTls {
     pub client_key: Option<String>,
     /// An item of `ssls` of type `client` instead.
     pub client_cert_id: Option<String>,
-    /// Verify the node's certificate.
+    /// Verify the node's certificate, chain and name.
     pub verify: bool,
+    /// Who may sign it, PEM; `None` = `apisix.ssl.ssl_trusted_certificate`, or the system's.
+    pub ca: Option<String>,
+    /// The server name that is sent (`pass_host` and `upstream_host`).
+    pub name: ServerName,
 }
 
 impl fmt::Debug for UpstreamTls {
@@ -145,6 +161,8 @@ impl fmt::Debug for UpstreamTls {
             .field("client_key", &self.client_key.as_ref().map(|_| "(hidden)"))
             .field("client_cert_id", &self.client_cert_id)
             .field("verify", &self.verify)
+            .field("ca", &self.ca)
+            .field("name", &self.name)
             .finish()
     }
 }
@@ -244,7 +262,10 @@ pub(crate) fn build(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Upst
                 read: seconds(timeout, "read")?,
             })
         }),
-        scheme: scheme(node, at, context),
+        scheme: match node.get("scheme").and_then(Node::as_str) {
+            Some("tls") => Scheme::Tls,
+            _ => Scheme::Tcp,
+        },
         upstream_tls: upstream_tls(node, at, context),
         checks: node
             .get("checks")
@@ -278,18 +299,6 @@ fn balancer(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Balancer {
     );
     context.error(written.position, &at.key("type"), message);
     Balancer::RoundRobin
-}
-
-/// An upstream that asks for TLS is refused as a whole: clear text is what its operator ruled out.
-fn scheme(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Scheme {
-    match node.get("scheme") {
-        Some(written) if written.as_str() == Some("tls") => {
-            let message = "TLS to brokers is not served by this version".to_string();
-            context.error(written.position, &at.key("scheme"), message);
-            Scheme::Tls
-        }
-        _ => Scheme::Tcp,
-    }
 }
 
 /// HAProxy's `hash-balance-factor`, in percent.
@@ -341,29 +350,77 @@ fn ring(node: &Node, nodes: &[UpstreamNode], at: &At<'_>, context: &mut Context<
 }
 
 fn upstream_tls(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> UpstreamTls {
-    let Some(tls) = node.get("tls") else {
-        return UpstreamTls::default();
-    };
+    let name = server_name(node, at, context);
     let at = at.key("tls");
-    let written = |key| {
-        tls.get(key)
-            .and_then(|node| Some((node.position, node.as_str()?)))
+    let Some(tls) = node.get("tls") else {
+        if let Some(scheme) = node.entry("scheme")
+            && scheme.value.as_str() == Some("tls")
+        {
+            context.warn(scheme.key_position, &at, UNVERIFIED);
+        }
+        return UpstreamTls {
+            name,
+            ..UpstreamTls::default()
+        };
     };
-    if let (Some((cert_position, cert)), Some((key_position, key))) =
-        (written("client_cert"), written("client_key"))
-    {
+    let mut written = |key: &str| {
+        let value = tls.get(key)?;
+        match context.resolve(value.as_str()?) {
+            Ok(text) => Some((value.position, text)),
+            Err(message) => {
+                context.error(value.position, &at.key(key), message);
+                None
+            }
+        }
+    };
+    let (cert, key, ca) = (written("client_cert"), written("client_key"), written("ca"));
+    if let (Some((cert_position, cert)), Some((key_position, key))) = (&cert, &key) {
         for (part, message) in pem::pair_problems(cert, key) {
             match part {
-                pem::Part::Cert => context.error(cert_position, &at.key("client_cert"), message),
-                pem::Part::Key => context.error(key_position, &at.key("client_key"), message),
+                pem::Part::Cert => context.error(*cert_position, &at.key("client_cert"), message),
+                pem::Part::Key => context.error(*key_position, &at.key("client_key"), message),
             }
         }
     }
+    if let Some((position, ca)) = &ca
+        && let Err(why) = pem::certificates(ca)
+    {
+        let message = format!("failed to parse ca: {why}");
+        context.error(*position, &at.key("ca"), message);
+    }
+    let verify = tls.get("verify").and_then(Node::as_bool).unwrap_or(false);
+    if !verify && node.get("scheme").and_then(Node::as_str) == Some("tls") {
+        context.warn(tls.position, &at, UNVERIFIED);
+    }
     UpstreamTls {
-        client_cert: text(tls, "client_cert"),
-        client_key: text(tls, "client_key"),
+        client_cert: cert.map(|(_, text)| text),
+        client_key: key.map(|(_, text)| text),
         client_cert_id: id(tls, "client_cert_id"),
-        verify: tls.get("verify").and_then(Node::as_bool).unwrap_or(false),
+        verify,
+        ca: ca.map(|(_, text)| text),
+        name,
+    }
+}
+
+/// Said once for each upstream with TLS that leaves APISIX's default.
+const UNVERIFIED: &str =
+    "the nodes' certificates are not verified, as in APISIX; verify: true does";
+
+/// `pass_host` and `upstream_host`, which APISIX uses for HTTP only.
+fn server_name(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> ServerName {
+    match node.get("pass_host").and_then(Node::as_str) {
+        Some("node") => ServerName::Node,
+        Some("rewrite") => match text(node, "upstream_host") {
+            Some(host) => ServerName::Fixed(host),
+            None => {
+                if node.get("scheme").and_then(Node::as_str) == Some("tls") {
+                    let message = "pass_host rewrite needs upstream_host";
+                    context.error(node.position, &at.key("pass_host"), message);
+                }
+                ServerName::Client
+            }
+        },
+        _ => ServerName::Client,
     }
 }
 

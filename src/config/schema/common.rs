@@ -107,16 +107,10 @@ pub const UPDATE_TIME_FIELD: Field = Field::new(
     "When the object was changed, Unix seconds.",
 );
 
-/// A PEM certificate; a reference to it where APISIX resolves one.
-pub const CERTIFICATE: Kind = Kind::Text(Text::sized(128, 65536));
-
-/// A PEM private key.
-pub const PRIVATE_KEY: Kind = Kind::Text(Text::sized(64, 65536));
-
-/// A certificate of `ssls`.
+/// A PEM certificate, or a reference to it.
 pub const SSL_CERTIFICATE: Kind = Kind::Text(Text::sized(128, 65536).or_reference());
 
-/// A private key of `ssls`.
+/// A PEM private key, or a reference to it.
 pub const SSL_PRIVATE_KEY: Kind = Kind::Text(Text::sized(64, 65536).or_reference());
 
 /// Several server names.

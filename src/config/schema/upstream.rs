@@ -2,8 +2,8 @@
 
 use super::checks::CHECKS;
 use super::common::{
-    CERTIFICATE, CREATE_TIME_FIELD, DESC_FIELD, HOST, ID, ID_FIELD, LABELS_FIELD, NAME_FIELD,
-    PRIVATE_KEY, UPDATE_TIME_FIELD,
+    CREATE_TIME_FIELD, DESC_FIELD, HOST, ID, ID_FIELD, LABELS_FIELD, NAME_FIELD, SSL_CERTIFICATE,
+    SSL_PRIVATE_KEY, UPDATE_TIME_FIELD,
 };
 use super::{Field, Kind, List, Literal, Object, Rest, Rule, Text};
 
@@ -118,11 +118,15 @@ pub static UPSTREAM: Object = Object::strict(
         Field::new(
             "pass_host",
             Kind::Choice(&["pass", "node", "rewrite"]),
-            "HTTP only.",
+            "Server name sent to nodes with scheme tls: the client's own or apisix_backend, the \
+             host of the node, or upstream_host.",
         )
-        .default(Literal::Text("pass"))
-        .no_effect(),
-        Field::new("upstream_host", HOST, "HTTP only.").no_effect(),
+        .default(Literal::Text("pass")),
+        Field::new(
+            "upstream_host",
+            HOST,
+            "Server name of pass_host rewrite.",
+        ),
     ],
 )
 .rules(&[Rule::ExactlyOne(&[
@@ -185,10 +189,19 @@ static TLS: Object = Object::strict(
     "Client certificate for scheme tls.",
     &[
         Field::new("client_cert_id", ID, "An item of ssls of type client."),
-        Field::new("client_cert", CERTIFICATE, "Client certificate, PEM."),
-        Field::new("client_key", PRIVATE_KEY, "Its private key, PEM.").secret(),
-        Field::new("verify", Kind::Bool, "Verify the node's certificate.")
-            .default(Literal::Bool(false)),
+        Field::new("client_cert", SSL_CERTIFICATE, "Client certificate, PEM."),
+        Field::new("client_key", SSL_PRIVATE_KEY, "Its private key, PEM.").secret(),
+        Field::new(
+            "verify",
+            Kind::Bool,
+            "Verify the node's certificate, chain and name.",
+        )
+        .default(Literal::Bool(false)),
+        Field::new(
+            "ca",
+            SSL_CERTIFICATE,
+            "Who may sign it, PEM; default apisix.ssl.ssl_trusted_certificate.",
+        ),
     ],
 )
 .rest(Rest::Warn)
