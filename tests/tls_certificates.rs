@@ -268,3 +268,41 @@ fn check_tells_what_is_wrong_with_certificates() {
     assert!(!ran.stdout.contains("fine"), "{}", ran.all());
     assert!(!ran.all().contains("PRIVATE KEY") && !ran.all().contains(&other.key[40..80]));
 }
+
+#[test]
+fn the_metric_says_when_each_object_ends() {
+    let ca = Authority::new("root");
+    let [port, metrics] = free_ports();
+    let broker = Broker::mqtt();
+    let more = format!("mqtt_proxy: {{metrics: {{addr: \"127.0.0.1:{metrics}\"}}}}\n");
+    let ssls = |days| {
+        [
+            ssl(
+                "first",
+                "a.test",
+                &ca.issue_valid(&["a"], Days(-1, days)),
+                "",
+            ),
+            ssl("gone", "b.test", &ca.issue_valid(&["b"], Days(-1, 40)), ""),
+        ]
+    };
+    let files = Files::new(&tls_config(&[port], "", &more), &apisix(&broker, &ssls(40)));
+    let mut proxy = Proxy::start(&files, &[port]);
+    let end = |id: &str| {
+        let name = format!("mqtt_proxy_certificate_expiry_timestamp_seconds{{ssl=\"{id}\"}} ");
+        let (_, _, text) = support::metrics::get(local(metrics), "/apisix/prometheus/metrics");
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&name).map(str::to_owned));
+        line.map(|value| value.parse::<u64>().unwrap())
+    };
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let in_days = |days: u64| now.as_secs() + days * 86_400;
+    let close = |end: u64, days| end.abs_diff(in_days(days)) < 300;
+    assert!(close(end("first").unwrap(), 40) && close(end("gone").unwrap(), 40));
+    proxy.reload(|| files.replace_routes(apisix(&broker, &ssls(90)[..1])));
+    assert!(close(end("first").unwrap(), 90));
+    assert_eq!(end("gone"), None);
+}
