@@ -11,12 +11,12 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 export CARGO CARGO_FLAGS
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint demo bench schema install-deps
+.PHONY: help build test lint demo bench schema deb test-packaging install-deps
 
 help: ## show this list
 	@echo 'make targets:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)$$/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) \
-		| while IFS="$$(printf '\t')" read -r name text; do printf '  %-13s %s\n' "$$name" "$$text"; done
+		| while IFS="$$(printf '\t')" read -r name text; do printf '  %-15s %s\n' "$$name" "$$text"; done
 
 build: ## build target/release/mqtt-proxy
 	@scripts/install-deps.sh build
@@ -40,6 +40,12 @@ bench: ## run the benches
 schema: ## write the JSON Schemas that editors use to conf/schema/
 	@scripts/install-deps.sh build
 	@CARGO='$(CARGO)' scripts/schema.sh
+
+deb: ## build the Debian package into target/debian/
+	@packaging/deb.sh
+
+test-packaging: ## install the Debian package into a scratch root and look at it (needs root)
+	@packaging/test.sh
 
 install-deps: ## install the Debian packages that build, tests and demo need
 	@scripts/install-deps.sh

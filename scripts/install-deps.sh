@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that are missing, and nothing else.
 #
-#   scripts/install-deps.sh [build] [test] [demo]      default: all three
+#   scripts/install-deps.sh [build] [test] [demo] [packaging]      default: the first three
 #
 # Does nothing (and needs no rights) when everything is there. Needs root or sudo otherwise.
 set -euo pipefail
@@ -36,7 +36,17 @@ need_mosquitto() {
 need_test() {
     need_mosquitto
     # The system's Python, whatever other Python comes first on PATH.
+    # systemd-analyze and systemd-socket-activate; nothing of systemd needs to run.
+    need systemd have systemd-socket-activate
     need python3-paho-mqtt /usr/bin/python3 -c 'import paho.mqtt.client'
+}
+
+need_packaging() {
+    need dpkg-dev have dpkg-shlibdeps
+    need systemd have systemd-analyze
+    # Checks the manual pages; Debian's minimal groff-base is enough.
+    need groff-base have groff
+    need python3 have python3
 }
 
 [ $# -gt 0 ] || set -- build test demo
@@ -45,8 +55,9 @@ for group in "$@"; do
         build) need_build ;;
         test) need_test ;;
         demo) need_mosquitto ;;
+        packaging) need_packaging ;;
         *)
-            say "unknown group '$group' (known: build, test, demo)"
+            say "unknown group '$group' (known: build, test, demo, packaging)"
             exit 2
             ;;
     esac

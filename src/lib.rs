@@ -7,7 +7,8 @@
 //!
 //! The way of a connection: [`session`] accepts it, ends TLS with [`tls`], reads CONNECT with
 //! [`mqtt`], connects to a broker and relays. [`upgrade`] hands live connections over to a new
-//! process; [`telemetry`] counts; [`cli`] is the command line.
+//! process; [`telemetry`] counts;
+//! [`systemd`] tells the service manager; [`cli`] is the command line.
 //!
 //! Each room knows only those below it: `cli` → `source`, `upgrade`, `session`, `telemetry` →
 //! `table` → `route`, `upstream`, `plugin` → `tls` → `mqtt`, `config`. `config` and `mqtt` know neither sockets nor
@@ -24,6 +25,7 @@ pub mod route;
 pub mod session;
 pub mod socket;
 pub mod source;
+pub mod systemd;
 pub mod table;
 pub mod telemetry;
 pub mod tls;

@@ -390,3 +390,33 @@ fn the_published_schemas_refuse_what_check_refuses() {
         );
     }
 }
+
+#[test]
+fn completions_and_manual_pages_come_from_the_command_line_that_is_parsed() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = cli(&["completions", shell]);
+        assert_eq!(ran.code, 0, "{}", ran.all());
+        for word in ["explain", "client-id", "against"] {
+            assert!(ran.stdout.contains(word), "{shell}: {word}");
+        }
+    }
+    let whole = cli(&["man"]);
+    assert_eq!(whole.code, 0, "{}", whole.all());
+    for section in [
+        "NAME",
+        "OPTIONS",
+        "SUBCOMMANDS",
+        "SIGNALS",
+        "\"EXIT STATUS\"",
+    ] {
+        let heading = format!(".SH {section}\n");
+        assert!(whole.stdout.contains(&heading), "{section}");
+    }
+    let one = cli(&["man", "check"]);
+    assert_eq!(one.code, 0, "{}", one.all());
+    assert!(one.stdout.contains(".TH mqtt-proxy-check 1"));
+    assert!(one.stdout.contains("\\-\\-against"), "its own options");
+    let none = cli(&["man", "nothing"]);
+    assert_eq!(none.code, 2, "{}", none.all());
+    assert!(none.stderr.contains("no command 'nothing' (known: run,"));
+}

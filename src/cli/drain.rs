@@ -9,8 +9,8 @@ use pingora_core::services::background::BackgroundService;
 
 use crate::session::connections::Connections;
 use crate::session::relay::Relays;
+use crate::systemd;
 use crate::telemetry::access_log::AccessLog;
-use crate::upgrade::systemd;
 
 /// How long the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);

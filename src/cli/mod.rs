@@ -3,6 +3,8 @@
 mod check;
 mod drain;
 mod explain;
+mod generate;
+mod notifier;
 mod pingora_conf;
 mod run;
 mod schema;
@@ -87,6 +89,16 @@ enum Command {
         #[arg(value_enum)]
         file: schema::File,
     },
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print a manual page, as roff
+    Man {
+        /// The command that the page is for [default: mqtt-proxy itself]
+        command: Option<String>,
+    },
 }
 
 /// Which files are read, and how strictly.
@@ -141,6 +153,8 @@ pub fn main() -> ExitCode {
             format,
         } => explain::explain(&files, &connection, format),
         Command::Schema { file } => schema::print(file),
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { command } => generate::man(command.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

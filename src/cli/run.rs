@@ -1,27 +1,30 @@
 //! `run`: everything put together and served.
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::background::{GenBackgroundService, background_service};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use super::drain::{Drain, Leaving};
+use super::notifier::Notifier;
 use super::signals::{Signals, Terminate};
-use super::sockets::{Sockets, max_connections};
+use super::sockets::{Sockets, activated, max_connections, none_to_spare};
 use super::{Failure, Files, check, pingora_conf};
 use crate::config::settings::{Settings, Workers};
 use crate::session::app::{Policy, ProxyApp};
 use crate::session::connections::Connections;
+use crate::session::heartbeat::Heartbeat;
 use crate::session::opening::TlsPolicy;
 use crate::session::relay::Relays;
 use crate::session::service::{Admission, ListenService};
 use crate::source::{Source, StandaloneFile};
+use crate::systemd;
 use crate::table::CurrentTable;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::endpoint::MetricsEndpoint;
@@ -30,7 +33,7 @@ use crate::telemetry::throttle::Throttle;
 use crate::tls;
 use crate::upgrade::new_side::{self, Arrivals};
 use crate::upgrade::old_side::OldSide;
-use crate::upgrade::{socket_path, systemd};
+use crate::upgrade::socket_path;
 use crate::upstream::names::Names;
 
 /// What is logged unless `RUST_LOG` says otherwise. Pingora narrates its start at INFO.
@@ -43,9 +46,11 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let filter = env_logger::Env::default().default_filter_or(LOG_FILTER);
     env_logger::Builder::from_env(filter).init();
     let running = |error: std::io::Error| Failure::Running(error.to_string());
+    let mut sockets = activated()?;
     let signals = Signals::take_over().map_err(running)?;
 
     let settings = settings(files)?;
+    none_to_spare(&sockets, &settings)?;
     let table = Arc::new(CurrentTable::default());
     let metrics = Arc::new(Metrics::of(table.clone()));
     let names = Names::new(settings.dns.clone(), settings.enable_ipv6);
@@ -72,9 +77,8 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         let meeting = meeting.as_ref().map_err(|error| upgrading(error))?;
         inherited = Some(new_side::receive(meeting).map_err(|error| upgrading(&error))?);
     }
-    let mut sockets = HashMap::new();
     if let Some(inherited) = &mut inherited {
-        sockets = std::mem::take(&mut inherited.listeners);
+        sockets.extend(std::mem::take(&mut inherited.listeners));
         metrics.carry_on(&inherited.state.metrics, "");
     }
     let sockets = Sockets::open(&settings, &metrics, sockets).inspect_err(|failure| {
@@ -92,12 +96,14 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let (accepting, accepts) = watch::channel(true);
     let (started, has_started) = mpsc::channel();
     let (paused, taking_over) = (Arc::default(), Arc::default());
+    let runtime: Arc<OnceLock<Handle>> = Arc::default();
     let admission = Admission {
         places: places.clone(),
         connections: connections.clone(),
-        accepting: accepts,
+        accepting: accepts.clone(),
         paused: Arc::clone(&paused),
         started,
+        runtime: runtime.clone(),
     };
     let leaving = Leaving {
         relays: relays.clone(),
@@ -141,6 +147,16 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
             std::thread::spawn(move || has_started.recv().map(|()| systemd::ready()));
         }
     }
+    let notifier = Notifier {
+        heartbeat: Heartbeat {
+            relays: relays.clone(),
+            runtime,
+        },
+        connections: connections.clone(),
+        table: table.clone(),
+        loads: source.loads(),
+        accepting: accepts,
+    };
     let app = Arc::new(ProxyApp {
         table,
         policy: Policy {
@@ -169,6 +185,9 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
             leaving: leaving.clone(),
         },
     ));
+    if systemd::is_listening() {
+        server.add_service(background_service("notifier", notifier));
+    }
     let resolved = server.add_service(GenBackgroundService::new("names".to_owned(), names));
     let prober = source.prober.clone();
     server.add_service(GenBackgroundService::new("prober".to_owned(), prober));
@@ -182,6 +201,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
             places: Arc::new(Semaphore::new(MAX_SCRAPES)),
             connections: Arc::default(),
             started: mpsc::channel().0,
+            runtime: Arc::default(),
             ..admission.clone()
         };
         let sockets = vec![socket];

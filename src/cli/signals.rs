@@ -172,6 +172,8 @@ fn same_command_to_upgrade() -> Command {
         }
     }
     command.arg("--upgrade");
+    // systemd names the process that is to send signs of life; from now on it is the new one.
+    command.env_remove("WATCHDOG_PID");
     command
 }
 

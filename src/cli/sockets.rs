@@ -1,17 +1,18 @@
 //! The listening sockets of the process, bound here or inherited from the process before it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use listenfd::ListenFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Semaphore;
 
 use super::Failure;
 use crate::config::settings::{self, Settings};
-use crate::session::listener::{Listener, TlsListener, TlsMode, bind};
+use crate::session::listener::{Listener, TlsListener, TlsMode, bind, prepare};
 use crate::telemetry::metrics::Metrics;
 
 /// Descriptors that are not connections: files, epoll, resolver sockets, the log.
@@ -19,6 +20,48 @@ const OTHER_DESCRIPTORS: u64 = 64;
 
 /// A listener and its socket.
 type Bound = (Arc<Listener>, TcpListener);
+
+/// Sockets that systemd opened and passes on (socket activation, sd_listen_fds(3)), by address.
+/// To be called before any thread is started: it clears the environment variables.
+pub(super) fn activated() -> Result<HashMap<SocketAddr, TcpListener>, Failure> {
+    // Passed to this process, and not to one that started it.
+    if std::env::var("LISTEN_PID").ok() != Some(std::process::id().to_string()) {
+        return Ok(HashMap::new());
+    }
+    let mut passed = ListenFd::from_env();
+    let mut sockets = HashMap::new();
+    for index in 0..passed.len() {
+        let failed = |error: io::Error| {
+            Failure::Running(format!("LISTEN_FDS: socket number {index}: {error}"))
+        };
+        let socket = passed.take_tcp_listener(index).map_err(failed)?;
+        if let Some(socket) = socket {
+            let socket = prepare(socket).map_err(failed)?;
+            let address = socket.local_addr().map_err(failed)?;
+            sockets.insert(address, socket);
+        }
+    }
+    Ok(sockets)
+}
+
+/// A socket that systemd holds open and nobody accepts from would keep its clients waiting.
+pub(super) fn none_to_spare(
+    activated: &HashMap<SocketAddr, TcpListener>,
+    settings: &Settings,
+) -> Result<(), Failure> {
+    let listeners = settings.listeners.iter().map(|listener| listener.addr);
+    let metrics = settings.metrics.iter().map(|metrics| metrics.addr);
+    let known: HashSet<SocketAddr> = listeners.chain(metrics).collect();
+    match activated.keys().find(|address| !known.contains(address)) {
+        None => Ok(()),
+        Some(address) => {
+            log::error!(
+                "LISTEN_FDS has a socket for {address}, on which config.yaml does not listen"
+            );
+            Err(Failure::Configuration)
+        }
+    }
+}
 
 /// All listening sockets.
 pub(super) struct Sockets {

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use prometheus_client::metrics::gauge::Gauge;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::Semaphore;
 
 use crate::socket::set_keepalive;
@@ -70,10 +70,27 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Gives a socket that somebody else has bound what [`bind`] gives its own.
+///
+/// # Errors
+/// When it is not a listening TCP socket.
+pub fn prepare(socket: TcpListener) -> io::Result<TcpListener> {
+    let options = SockRef::from(&socket);
+    if !options.is_listener()? {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "does not listen",
+        ));
+    }
+    options.set_tcp_nodelay(true)?;
+    set_keepalive(&socket)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use socket2::SockRef;
 
     #[test]
     fn accepted_sockets_inherit_their_options() {

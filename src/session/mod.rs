@@ -9,6 +9,7 @@ pub mod app;
 pub mod client_stream;
 pub mod connections;
 pub mod first_answer;
+pub mod heartbeat;
 pub mod listener;
 pub mod opening;
 pub mod outcome;

@@ -8,7 +8,7 @@
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use pingora_core::apps::ServerApp;
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::Service;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -51,6 +52,8 @@ pub struct Admission {
     pub paused: Arc<AtomicUsize>,
     /// Told once all listeners accept.
     pub started: mpsc::Sender<()>,
+    /// Where the runtime that serves them is put, for whoever watches its progress.
+    pub runtime: Arc<OnceLock<Handle>>,
 }
 
 impl<A> ListenService<A> {
@@ -92,6 +95,7 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListenService<A> {
                 Err(error) => log::error!("cannot listen on {}: {error}", listener.address),
             }
         }
+        let _ = self.admission.runtime.set(Handle::current());
         // Nobody listens unless this process takes over from another one.
         let _ = self.admission.started.send(());
         accepting.join_all().await;

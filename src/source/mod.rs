@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch as channel};
 use watch::Identity;
 
 use crate::config::diagnostic::{Diagnostic, Position, Severity};
 use crate::config::resource::weights::gcd_change_warnings;
 use crate::config::settings::{Provider, RingIdentity, Settings};
 use crate::config::standalone::{self, Resources};
+use crate::systemd;
 use crate::table::{CurrentTable, Table};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{self, expiry};
@@ -242,6 +243,16 @@ pub struct Source {
     serving: Mutex<Option<Resources>>,
     identity: Mutex<Identity>,
     references: Mutex<References>,
+    last: channel::Sender<Option<Load>>,
+}
+
+/// When the file was loaded, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Load {
+    /// When, to the second.
+    pub at: jiff::Timestamp,
+    /// Whether it is served.
+    pub applied: bool,
 }
 
 impl Source {
@@ -267,7 +278,21 @@ impl Source {
             serving: Mutex::default(),
             identity: Mutex::default(),
             references: Mutex::default(),
+            last: channel::Sender::new(None),
         }
+    }
+
+    /// Follows the last load.
+    pub fn loads(&self) -> channel::Receiver<Option<Load>> {
+        self.last.subscribe()
+    }
+
+    fn loaded(&self, applied: bool) {
+        self.metrics.reloaded(applied);
+        // Whole seconds; the smallest unit that can be rounded to is always possible.
+        let now = jiff::Timestamp::now();
+        let at = now.round(jiff::Unit::Second).unwrap_or(now);
+        self.last.send_replace(Some(Load { at, applied }));
     }
 
     /// Which version of the file was loaded last, successfully or not.
@@ -331,7 +356,7 @@ impl Source {
                 .filter_map(|ssl| Some((ssl.id.as_str(), expiry::ends(ssl)?))),
         );
         *lock(&self.serving) = Some(loaded.resources);
-        self.metrics.reloaded(true);
+        self.loaded(true);
         log_problems(&loaded.diagnostics);
         for warning in &loaded.moved {
             log::warn!("{warning}");
@@ -347,6 +372,7 @@ impl Source {
     /// One reload: load, wait a moment for new names, swap; or keep what is being served and say
     /// why.
     async fn reload_now(&self) {
+        systemd::reloading();
         match self.load() {
             Ok(loaded) => {
                 self.names.settled(NEW_NAMES).await;
@@ -354,11 +380,12 @@ impl Source {
             }
             Err(error) => self.not_applied(&error),
         }
+        systemd::reloaded();
     }
 
     /// Says that the file was not taken and that nothing has changed.
     pub fn not_applied(&self, error: &LoadError) {
-        self.metrics.reloaded(false);
+        self.loaded(false);
         let serving = match *lock(&self.serving) {
             Some(_) => "what was loaded before stays in service",
             None => "nothing is served until it can be",

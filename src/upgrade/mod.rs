@@ -13,7 +13,6 @@ pub mod new_side;
 pub mod old_side;
 pub mod record;
 pub mod socket_path;
-pub mod systemd;
 
 use std::io;
 use std::time::Duration;

@@ -205,7 +205,7 @@ impl Arrivals {
                     }
                     *taken += held.len();
                     self.relays.adopt(std::mem::take(held));
-                    super::systemd::ready();
+                    crate::systemd::ready();
                 }
                 kind::LAST => {
                     let State { metrics } = read(step, &frame)?;
@@ -229,7 +229,7 @@ impl Arrivals {
         if channel.peer_has_ended(END_LIMIT) {
             *taken += held.len();
             self.relays.adopt(std::mem::take(held));
-            super::systemd::ready();
+            crate::systemd::ready();
             return Ok(());
         }
         let error = error.unwrap_or_else(|| ErrorKind::UnexpectedEof.into());

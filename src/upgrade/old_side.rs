@@ -16,10 +16,11 @@ use tokio::sync::watch;
 use super::channel::{Channel, MAX_DESCRIPTORS};
 use super::message::{Hello, Listeners, State, hear, kind, read, say};
 use super::record::{BATCH, encode};
-use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, UpgradeError, systemd};
+use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, UpgradeError};
 use crate::session::connections::Connections;
 use crate::session::relay::Relays;
 use crate::session::relay::engine::Carried;
+use crate::systemd;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 

@@ -51,7 +51,12 @@ enum Order {
     Adopt(Vec<Carried>),
     /// Let go of every pair and send them here.
     Release(Sender<Vec<Carried>>),
+    /// Let go of this: a sign of life.
+    Answer(Question),
 }
+
+/// Held by those who have not answered yet.
+pub type Question = tokio::sync::mpsc::Sender<()>;
 
 /// A pair that no engine relays at the moment: its sockets and everything that is known about it.
 #[derive(Debug)]
@@ -118,6 +123,11 @@ impl Engine {
     /// yet written is in the pair, the rest is in the sockets. The pairs come through `to`.
     pub fn release(&self, to: Sender<Vec<Carried>>) {
         self.order(Order::Release(to));
+    }
+
+    /// Has the thread drop the question when it looks at its orders next.
+    pub fn ask(&self, question: Question) {
+        self.order(Order::Answer(question));
     }
 
     fn order(&self, order: Order) {
@@ -245,6 +255,7 @@ impl State {
         for order in orders {
             match order {
                 Order::Adopt(pairs) => pairs.into_iter().for_each(|pair| self.adopt(pair)),
+                Order::Answer(question) => drop(question),
                 Order::Release(to) => {
                     // Nobody to take them: they stay here.
                     if let Err(SendError(pairs)) = to.send(self.release_all()) {

@@ -255,3 +255,18 @@ proptest! {
         prop_assert!(at_broker == [owed, up].concat(), "up: {} bytes", at_broker.len());
     }
 }
+
+#[test]
+fn a_relay_thread_answers_when_it_looks_at_its_orders() {
+    let engine = Engine::start(0).unwrap();
+    let (question, mut answers) = tokio::sync::mpsc::channel(1);
+    {
+        // It cannot look while its orders are locked.
+        let mut orders = super::lock(&engine.shared.orders);
+        orders.push(super::Order::Answer(question));
+        let waker = &mut std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(answers.poll_recv(waker).is_pending());
+    }
+    engine.adopt(Vec::new());
+    assert_eq!(answers.blocking_recv(), None);
+}

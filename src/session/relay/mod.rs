@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::outcome::Record;
-use engine::{Carried, Engine};
+use engine::{Carried, Engine, Question};
 
 /// An established pair and all that the relay must know about it. This is the whole interface
 /// between the connection path and whatever relays: sockets, bytes still owed to each side, when
@@ -128,6 +128,13 @@ impl Relays {
         }
         drop(to);
         released.into_iter().flatten().collect()
+    }
+
+    /// Has each relay thread that there is drop a copy of the question, as a sign of life.
+    pub fn ask(&self, question: &Question) {
+        for engine in self.engines.get().into_iter().flatten() {
+            engine.ask(question.clone());
+        }
     }
 
     fn engines(&self) -> &[Engine] {
