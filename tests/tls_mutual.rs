@@ -79,6 +79,53 @@ fn a_client_without_a_good_certificate_ends_in_the_handshake() {
 }
 
 #[test]
+fn a_revoked_certificate_is_refused_as_soon_as_the_list_says_so() {
+    let (root, other) = (Authority::new("root"), Authority::new("other"));
+    let broker = Broker::mqtt();
+    let (good, stolen) = (root.issue(&["good"]), root.issue(&["stolen"]));
+    let port = free_port();
+    let files = Files::new(&tls_config(&[port], "", ""), "stream_routes: []\n#END\n");
+    // The lists of two authorities in one text.
+    let lists = |revoked: &[&Identity]| root.revoke(revoked) + &other.revoke(&[]);
+    files.replace("lists.pem", lists(&[]));
+    let more = format!(", crl: \"file://{}\"", files.path("lists.pem").display());
+    let both = root.pem() + &other.pem();
+    let ssls = [ssl(
+        "1",
+        "a.test",
+        &root.issue(&["a.test"]),
+        &client(&both, &more),
+    )];
+    files.replace_routes(tls_routes(&one_node(broker.addr()), &ssls));
+    let mut proxy = Proxy::start(&files, &[port]);
+    let enters = |identity: &Identity| {
+        let client = TlsClient::to(port).name("a.test").identity(identity);
+        client.mqtt(&Connect::v311("device-1")).map(drop)
+    };
+    for identity in [&good, &stolen, &other.issue(&["third"])] {
+        enters(identity).unwrap();
+    }
+    // A session of the stolen certificate, made while it was good, is worth nothing afterwards.
+    let cert = write(files.dir(), "stolen.pem", &stolen.cert);
+    let key = write(files.dir(), "stolen.key", &stolen.key);
+    let thief = Attack {
+        port,
+        folder: files.dir(),
+        version: "-tls1_3",
+    };
+    thief.get_session("a.test", &["-cert", &cert, "-key", &key]);
+    let mark = proxy.mark();
+    files.replace("lists.pem", lists(&[&stolen]));
+    proxy.wait_for_log_after(mark, " reloaded");
+    enters(&good).unwrap();
+    let error = enters(&stolen).unwrap_err();
+    assert!(error.contains("certificate revoked"), "{error}");
+    let said = thief.use_session("a.test");
+    assert!(!is_resumed(&said) && said.contains("alert"), "{said}");
+    proxy.wait_for_log("client certificate: certificate revoked");
+}
+
+#[test]
 fn the_verified_identity_is_a_hash_key() {
     let root = Authority::new("root");
     let brokers = Brokers::mqtt(4);

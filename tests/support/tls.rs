@@ -149,6 +149,46 @@ impl Authority {
         pem(&self.cert)
     }
 
+    /// A revocation list, PEM, made by the `openssl` program; `revoked` are certificates of this
+    /// authority.
+    pub fn revoke(&self, revoked: &[&Identity]) -> String {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let index: String = revoked
+            .iter()
+            .map(|identity| {
+                let cert = X509::from_pem(identity.cert.as_bytes()).expect("PEM");
+                let serial = cert.serial_number().to_bn().and_then(|n| n.to_hex_str());
+                let serial = serial.expect("serial");
+                format!("R\t400101000000Z\t200101000000Z\t{serial}\tunknown\t/CN=revoked\n")
+            })
+            .collect();
+        let key = self.key.private_key_to_pem_pkcs8().expect("PEM");
+        let config = format!(
+            "[ca]\ndefault_ca = own\n[own]\ndatabase = {}\ndefault_md = sha256\n\
+             default_crl_days = 30\n",
+            path("index.txt")
+        );
+        let config = write(dir.path(), "ca.conf", &config);
+        write(dir.path(), "index.txt", &index);
+        let key = write(dir.path(), "ca.key", &String::from_utf8(key).expect("text"));
+        let cert = write(dir.path(), "ca.pem", &self.pem());
+        let args = [
+            "ca", "-gencrl", "-config", &config, "-keyfile", &key, "-cert", &cert,
+        ];
+        let made = Command::new("openssl")
+            .args(args)
+            .output()
+            .expect("openssl");
+        let crl = String::from_utf8(made.stdout).expect("text");
+        assert!(
+            crl.contains("BEGIN X509 CRL"),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        crl
+    }
+
     /// A certificate for these host names, an ECDSA one; the first is its common name.
     pub fn issue(&self, names: &[&str]) -> Identity {
         self.issue_for(names, Days(-1, 365), ec_key())
