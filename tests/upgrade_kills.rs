@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 
 use mqtt_proxy::upgrade::channel::Channel;
 use rustix::process::Signal;
-use support::generations::{FAILED, Generations, runs, runtime_directory, send_signal};
+use support::generations::{
+    FAILED, Generations, HANDED_OVER, runs, runtime_directory, send_signal,
+};
 use support::handover::{
     Waiting, connect, expect, forward, forward_listeners, forward_pairs, forward_to_listening,
     kind, pass, socket_in,
@@ -205,6 +207,12 @@ fn sigterm_during_an_upgrade_ends_the_proxy_when_its_connections_have_ended() {
             .wait_for_output_after(mark, "no longer accepting", SOON);
         // The rest of the protocol, as far as the two still want it.
         let rest = std::thread::spawn(move || carry_all(old, new));
+        let before = served.proxy.current();
+        wait_until("the upgrade to be over, one way or the other", SOON, || {
+            let lines = served.proxy.lines();
+            let moved = lines[mark..].iter().any(|line| line.contains(HANDED_OVER));
+            (moved || served.proxy.processes() == [before]).then_some(())
+        });
         served.live.iter_mut().for_each(Client::expect_alive);
         served.live.clear();
         wait_until("every process to end", SOON, || {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use support::files::config_listening;
 use support::generations::Generations;
-use support::mqtt::ACCEPTED;
+use support::mqtt::{ACCEPTED, PINGREQ};
 use support::process::more_open_files;
 use support::traffic::{Device, under_traffic};
 use support::{
@@ -131,6 +131,7 @@ fn two_thousand_connections_live_through_twenty_upgrades_without_a_lost_byte() {
         view.take_slowest();
         let newcomers = Newcomers::to(port);
         let mut longest = Duration::ZERO;
+        view.take_own_delay();
         for n in 1..=20 {
             let (answers, served) = (view.answers(), newcomers.served());
             let moved = proxy.upgrade();
@@ -140,13 +141,16 @@ fn two_thousand_connections_live_through_twenty_upgrades_without_a_lost_byte() {
                 (newcomers.served() > served || newcomers.thread.as_ref()?.is_finished())
                     .then_some(())
             });
-            let slowest = view.take_slowest();
-            eprintln!("upgrade {n}: {moved:?}, slowest round trip {slowest:?}");
+            let (slowest, own) = (view.take_slowest(), view.take_own_delay());
+            eprintln!("upgrade {n}: {moved:?}, slowest round trip {slowest:?}, own delay {own:?}");
             longest = longest.max(slowest);
+            // On the way there and back some eight threads must get their turn, each as late as
+            // that of the devices itself when the machine is busy with other things.
+            let limit = Duration::from_secs(1) + 8 * own;
+            assert!(slowest < limit, "a round trip of {slowest:?}");
         }
         let served = newcomers.finish();
         eprintln!("the slowest round trip of all took {longest:?}; {served} newcomers");
-        assert!(longest < Duration::from_secs(1), "{longest:?}");
         let listen = format!("listen_addr=\"127.0.0.1:{port}\"");
         wait_until("the newcomers to be gone", SOON, || {
             let active = metrics::value(
@@ -218,6 +222,49 @@ fn ports_in_a_row(count: u16) -> u16 {
         last = next;
     }
     first
+}
+
+#[test]
+fn what_arrives_during_the_hand_over_is_relayed_without_another_push() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    more_open_files();
+    let broker = Broker::mqtt();
+    let port = free_port();
+    let files = Files::new(&config(&[port]), &routes(&[broker.addr()]));
+    let mut proxy = Generations::start(&files, &[port]);
+    let mut clients: Vec<Client> = (0..300)
+        .map(|n| Client::mqtt(port, &Connect::v311(&format!("c{n}"))))
+        .collect();
+    for round in 0..20 {
+        let sockets: Vec<_> = clients
+            .iter()
+            .map(|client| client.stream.try_clone().expect("a socket"))
+            .collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let pushing = std::thread::spawn(move || {
+            let mut sent = 0;
+            while !stopped.load(Ordering::SeqCst) && sent < 2_000 {
+                for mut socket in &sockets {
+                    std::io::Write::write_all(&mut socket, PINGREQ).expect("send");
+                }
+                sent += 1;
+            }
+            sent
+        });
+        proxy.upgrade();
+        stop.store(true, Ordering::SeqCst);
+        let sent = pushing.join().expect("the sender");
+        // From here on nobody sends and nothing is upgraded: an event that was lost stays lost.
+        for (n, client) in clients.iter_mut().enumerate() {
+            let (got, end) = client.read_up_to(2 * sent, SOON);
+            assert_eq!(
+                (got.len(), end),
+                (2 * sent, None),
+                "round {round}, client {n}"
+            );
+        }
+    }
 }
 
 /// What upgrades cost: run with `--ignored --nocapture`.

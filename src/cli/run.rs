@@ -125,6 +125,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
                 taking_over: Arc::clone(&taking_over),
                 listeners: Mutex::new(listeners),
                 busy: AtomicBool::new(false),
+                leaving: AtomicBool::new(false),
             }));
         }
         Err(error) => log::warn!("this process cannot be upgraded: {error}"),

@@ -164,10 +164,11 @@ impl Channel {
         }))
     }
 
-    /// Ends the sending side; what the peer has sent can still be received.
+    /// Gives up on the peer: whatever it sends from now on fails. What it has sent before can
+    /// still be received, so that both sides know which of the two it was.
     pub fn end(&self) {
         // The peer may be gone already.
-        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 }
 

@@ -59,6 +59,8 @@ pub struct OldSide {
     pub listeners: Mutex<Vec<(SocketAddr, OwnedFd)>>,
     /// True while an upgrade is under way.
     pub busy: AtomicBool,
+    /// True once this process is to end: nobody takes over from it then.
+    pub leaving: AtomicBool,
 }
 
 /// The new process after the first commit: it serves.
@@ -72,7 +74,9 @@ impl OldSide {
     /// started by somebody else and listens already. When all is handed over and the last
     /// connection has left, this process exits; when anything fails, it goes on as before.
     pub fn begin(self: &Arc<Self>, start: Option<Command>) {
-        let busy = if self.taking_over.load(Ordering::SeqCst) {
+        let busy = if self.leaving.load(Ordering::SeqCst) {
+            Some("this process is leaving")
+        } else if self.taking_over.load(Ordering::SeqCst) {
             Some("the process before this one has not left yet")
         } else if self.busy.swap(true, Ordering::SeqCst) {
             Some("an upgrade is under way already")
@@ -95,6 +99,7 @@ impl OldSide {
     /// Closes the listening sockets, as far as they are held here: this process is leaving and no
     /// other takes over.
     pub fn close_listeners(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
         self.listeners().clear();
     }
 
@@ -218,6 +223,9 @@ impl OldSide {
     fn send_listeners(&self, channel: &Channel) -> Result<(), UpgradeError> {
         let step = "sending the listeners";
         let listeners = self.listeners();
+        if self.leaving.load(Ordering::SeqCst) {
+            return Err(UpgradeError::Busy("this process is leaving"));
+        }
         for batch in listeners.chunks(MAX_DESCRIPTORS) {
             let addresses = batch.iter().map(|(address, _)| *address).collect();
             let payload = serde_json::to_vec(&Listeners { addresses }).map_err(Into::into);

@@ -182,7 +182,19 @@ struct Shared {
     answers: Arc<AtomicU64>,
     /// Microseconds of the slowest round trip since somebody looked.
     slowest: Arc<AtomicU64>,
+    latest: Arc<AtomicU64>,
     connected: Cell<usize>,
+}
+
+/// Notes how late a timer of this thread is at most.
+async fn clock(shared: Rc<Shared>) {
+    const TICK: Duration = Duration::from_millis(5);
+    loop {
+        let start = Instant::now();
+        tokio::time::sleep(TICK).await;
+        let late = start.elapsed().saturating_sub(TICK).as_micros() as u64;
+        shared.latest.fetch_max(late, Ordering::SeqCst);
+    }
 }
 
 /// What the thread that changes the proxy knows of the traffic.
@@ -191,6 +203,7 @@ pub struct View {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
     slowest: Arc<AtomicU64>,
+    latest: Arc<AtomicU64>,
 }
 
 impl View {
@@ -214,6 +227,12 @@ impl View {
     pub fn take_slowest(&self) -> Duration {
         Duration::from_micros(self.slowest.swap(0, Ordering::SeqCst))
     }
+
+    /// How long, at most, the thread of the devices itself had no turn since this was called last:
+    /// what a busy machine adds to every round trip.
+    pub fn take_own_delay(&self) -> Duration {
+        Duration::from_micros(self.latest.swap(0, Ordering::SeqCst))
+    }
 }
 
 /// Runs brokers and devices, and `changes` in a thread of its own once every device is connected.
@@ -231,6 +250,7 @@ pub fn under_traffic<K: Send + 'static>(
         stop: Arc::default(),
         answers: Arc::default(),
         slowest: Arc::default(),
+        latest: Arc::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -242,6 +262,7 @@ pub fn under_traffic<K: Send + 'static>(
         stop: Arc::clone(&view.stop),
         answers: Arc::clone(&view.answers),
         slowest: Arc::clone(&view.slowest),
+        latest: Arc::clone(&view.latest),
         connected: Cell::new(0),
     });
     let results = LocalSet::new().block_on(&runtime, async {
@@ -252,6 +273,7 @@ pub fn under_traffic<K: Send + 'static>(
             let listener = TcpListener::from_std(socket.into()).expect("a broker's port");
             tokio::task::spawn_local(broker(listener, Rc::clone(&faults)));
         }
+        tokio::task::spawn_local(clock(Rc::clone(&shared)));
         let count = devices.len();
         let mut living = Vec::new();
         for device in devices {
