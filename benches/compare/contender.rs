@@ -89,13 +89,17 @@ struct Setup<'a> {
 }
 
 impl Setup<'_> {
+    /// The condition makes it wait for the whole CONNECT. Without it a CONNECT that comes after the
+    /// connection was accepted, or in two pieces, finds the variable empty, and HAProxy silently
+    /// falls back to round robin.
     fn haproxy(&self) -> io::Result<Vec<String>> {
         let mut text = format!(
             "global\n    nbthread 1\n    maxconn {}\n\
              defaults\n    mode tcp\n    timeout connect 10s\n    timeout client 1h\n    timeout server 1h\n\
              frontend mqtt\n    bind {}\n    \
                  tcp-request inspect-delay 10s\n    \
-                 tcp-request content set-var(sess.cid) req.payload(0,0),mqtt_field_value(connect,client_identifier)\n    \
+                 tcp-request content set-var(sess.cid) req.payload(0,0),mqtt_field_value(connect,client_identifier) \
+                     if {{ req.payload(0,0),mqtt_is_valid }}\n    \
                  default_backend brokers\n\
              backend brokers\n    balance hash var(sess.cid)\n    hash-type consistent\n",
             self.connections + 64,

@@ -32,7 +32,7 @@ options:
   --clients N         connections that send messages                     [100]
   --seconds S         duration of `small` and `paced`                    [2]
   --rate N            messages a second of `paced`                       [5000]
-  --spin              `paced`: the load never sleeps
+  --spin              the load never sleeps, so that no proxy pays for waking it
   --payload BYTES     payload of small messages                          [64]
   --megabytes N       size of one `bulk` run                             [2000]
   --bulk-payload B    payload of one PUBLISH in `bulk`                   [262144]

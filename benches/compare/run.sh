@@ -3,6 +3,7 @@
 #
 # Installs HAProxy and nginx (Debian packages) if they are missing, builds the proxy and the load
 # generator in release, and pins them to different processors: PROXY_CORE (1) and LOAD_CORE (0).
+# PRIORITY=-18 shields the run from other work on the machine.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -22,8 +23,8 @@ if [ ${#missing[@]} -gt 0 ]; then
     say "installing: ${missing[*]}"
     apt_get=(env DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout=300)
     "${as_root[@]}" "${apt_get[@]}" update
-    # The packages would start their own services; nothing here needs those.
-    "${as_root[@]}" env RUNLEVEL=1 "${apt_get[@]}" install --no-install-recommends "${missing[@]}"
+    "${as_root[@]}" "${apt_get[@]}" install --no-install-recommends "${missing[@]}"
+    say "note: Debian's packages may have started services of their own; the comparison does not use them."
 fi
 
 if [ "$(nproc)" -lt 2 ]; then
@@ -35,6 +36,12 @@ ${CARGO:-cargo} build ${CARGO_FLAGS:-} --release
 ${CARGO:-cargo} bench ${CARGO_FLAGS:-} --bench compare --no-run
 printf '%s\n' "$(nproc) processors, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), Linux $(uname -r)" \
     "$(haproxy -v | head -1)" "$(nginx -v 2>&1)" "mqtt-proxy $(git rev-parse --short HEAD 2>/dev/null || true)"
-# One command for all: the load is pinned here, the proxies by the load.
-exec taskset -c "$LOAD_CORE" ${CARGO:-cargo} bench ${CARGO_FLAGS:-} --bench compare -- \
-    --run --proxy-core "$PROXY_CORE" "$@"
+# The load is pinned here, the proxies by the load.
+command=(taskset -c "$LOAD_CORE" "${CARGO:-cargo}" bench ${CARGO_FLAGS:-} --bench compare --
+    --run --proxy-core "$PROXY_CORE" "$@")
+if [ -n "${PRIORITY:-}" ]; then
+    # A session of its own with this priority (-20 is the highest, needs root): on a machine that
+    # does other work, niceness alone has no effect across sessions.
+    exec setsid -w sh -c 'echo "$0" >/proc/self/autogroup && exec "$@"' "$PRIORITY" "${command[@]}"
+fi
+exec "${command[@]}"

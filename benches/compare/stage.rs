@@ -32,6 +32,7 @@ pub struct Stage {
     proxy: Running,
     ksoftirqd: Option<u32>,
     numbers: u64,
+    turn: Duration,
 }
 
 /// What the clients of [`Stage::connect`] do.
@@ -45,6 +46,8 @@ pub struct Visit {
     pub publish: bool,
     /// Stay instead of closing.
     pub stay: bool,
+    /// Send CONNECT in two pieces, the second one after the proxy may have seen the first.
+    pub split: bool,
 }
 
 impl Stage {
@@ -64,6 +67,10 @@ impl Stage {
             proxy,
             ksoftirqd: usage::ksoftirqd(options.proxy_core),
             numbers: 0,
+            turn: match options.spin {
+                true => Duration::ZERO,
+                false => TURN,
+            },
         };
         stage.check(contender)?;
         // nginx listens before its worker is there.
@@ -73,13 +80,14 @@ impl Stage {
 
     fn check(&mut self, contender: &Contender) -> Result<(), Failure> {
         self.net.brokers.seen = Some(HashMap::new());
-        for _ in 0..3 {
+        for split in [false, true, false] {
             self.numbers = 0;
             self.connect(Visit {
                 count: CHECKED_IDS as usize,
                 concurrency: 16,
                 publish: true,
                 stay: false,
+                split,
             })?;
             self.wait_until_all_left()?;
         }
@@ -110,6 +118,7 @@ impl Stage {
         };
         let (mut opened, mut done) = (0, 0);
         let mut staying = Vec::new();
+        let mut halves = Vec::new();
         let mut happened = Vec::new();
         while done < visit.count {
             while opened < visit.count && opened - done < visit.concurrency {
@@ -117,9 +126,19 @@ impl Stage {
                 self.numbers += 1;
                 opened += 1;
                 let connect = mqtt::connect(&format!("bench-client-{number:08}"));
-                self.net.open(self.target, number, &connect)?;
+                match visit.split {
+                    false => self.net.open(self.target, number, &connect).map(drop)?,
+                    true => {
+                        let (first, second) = connect.split_at(connect.len() / 2);
+                        let client = self.net.open(self.target, number, &first.into())?;
+                        halves.push((client, second.into()));
+                    }
+                }
             }
             self.turn(deadline, &mut happened)?;
+            for (client, second) in halves.drain(..) {
+                self.net.send(client, &second)?;
+            }
             for Happened {
                 client,
                 number,
@@ -165,7 +184,7 @@ impl Stage {
         if Instant::now() > deadline {
             return Err(Failure("did not end in time".into()));
         }
-        Ok(self.net.turn(TURN, happened)?)
+        Ok(self.net.turn(self.turn, happened)?)
     }
 
     /// Memory of the proxy, once it stays the same for a while.

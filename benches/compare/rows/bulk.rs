@@ -17,6 +17,7 @@ pub fn bulk(contender: &Contender, options: &Options) -> Result<Run, Failure> {
         concurrency: 64,
         publish: false,
         stay: true,
+        split: false,
     })?;
     let total = (options.megabytes * 1_000_000 / options.bulk_payload).max(1);
     let publish = mqtt::publish(1, options.bulk_payload);

@@ -18,6 +18,7 @@ pub fn memory(contender: &Contender, options: &Options) -> Result<Run, Failure> 
         concurrency: CONCURRENCY,
         publish: true,
         stay: true,
+        split: false,
     })?;
     let after = stage.memory()?;
     let grown = after.saturating_sub(before) as f64;
@@ -43,22 +44,32 @@ pub fn storms(contender: &Contender, options: &Options) -> Result<Run, Failure> 
             concurrency: CONCURRENCY,
             publish: true,
             stay: true,
+            split: false,
         })?;
         for (_, client) in clients {
             stage.net.close(client);
         }
         stage.wait_until_all_left()?;
-        if number == 0 || number + 1 == options.storm_count {
+        let looked_at = [0, options.storm_count / 2, options.storm_count - 1];
+        if looked_at.contains(&number) {
             after.push(stage.memory()?);
         }
     }
-    let (first, last) = (after[0] as f64, after[after.len() - 1]);
+    let (first, last) = (after[0], after[after.len() - 1]);
+    let half = after[after.len() / 2];
+    let ratio = |now: u64, then: u64| now as f64 / then as f64;
     Ok(Run {
-        figures: vec![first / before as f64, last as f64 / first, mebibytes(last)],
+        figures: vec![
+            ratio(first, before),
+            ratio(last, first),
+            ratio(last, half),
+            mebibytes(last),
+        ],
         note: format!(
-            "before {:.1}, after one {:.1}, after {} {:.1} MiB",
+            "before {:.1}, after one {:.1}, after half {:.1}, after {} {:.1} MiB",
             mebibytes(before),
-            first / f64::from(1 << 20),
+            mebibytes(first),
+            mebibytes(half),
             options.storm_count,
             mebibytes(last)
         ),

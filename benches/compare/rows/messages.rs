@@ -42,6 +42,7 @@ fn stay(stage: &mut Stage, options: &Options) -> Result<Vec<(u64, Client)>, Fail
         concurrency: 64,
         publish: false,
         stay: true,
+        split: false,
     })
 }
 

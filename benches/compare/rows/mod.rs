@@ -112,6 +112,11 @@ impl Row {
                     floor: None,
                 },
                 Metric {
+                    name: "memory after the last storm / after half of them",
+                    goal: Goal::None,
+                    floor: None,
+                },
+                Metric {
                     name: "MiB after the last storm",
                     goal: Goal::None,
                     floor: None,

@@ -14,6 +14,7 @@ pub fn storm(contender: &Contender, options: &Options) -> Result<Run, Failure> {
         concurrency: options.concurrency,
         publish: false,
         stay: false,
+        split: false,
     };
     // Allocators, caches and tables have their size after this.
     stage.connect(Visit {
