@@ -179,6 +179,7 @@ impl OldSide {
         self.send_listeners(&channel)?;
         let step = "waiting until the new process accepts";
         hear(&channel, step, kind::LISTENING)?;
+        self.stays()?;
         self.pause();
 
         let started = Instant::now();
@@ -198,6 +199,14 @@ impl OldSide {
                 self.accepting.send_replace(true);
                 Err(error)
             }
+        }
+    }
+
+    /// Fails once this process is to end: nothing is handed over then.
+    fn stays(&self) -> Result<(), UpgradeError> {
+        match self.leaving.load(Ordering::SeqCst) {
+            true => Err(UpgradeError::Busy("this process is leaving")),
+            false => Ok(()),
         }
     }
 
@@ -223,9 +232,7 @@ impl OldSide {
     fn send_listeners(&self, channel: &Channel) -> Result<(), UpgradeError> {
         let step = "sending the listeners";
         let listeners = self.listeners();
-        if self.leaving.load(Ordering::SeqCst) {
-            return Err(UpgradeError::Busy("this process is leaving"));
-        }
+        self.stays()?;
         for batch in listeners.chunks(MAX_DESCRIPTORS) {
             let addresses = batch.iter().map(|(address, _)| *address).collect();
             let payload = serde_json::to_vec(&Listeners { addresses }).map_err(Into::into);
