@@ -11,7 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 export CARGO CARGO_FLAGS
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint demo bench schema deb test-packaging install-deps
+.PHONY: help build test lint demo bench compare schema deb test-packaging install-deps
 
 help: ## show this list
 	@echo 'make targets:'
@@ -36,6 +36,9 @@ demo: ## two brokers and the proxy on conf/, shown and left running (DEMO_ONCE=1
 bench: ## run the benches
 	@scripts/install-deps.sh build
 	$(CARGO) bench $(CARGO_FLAGS)
+
+compare: ## the whole proxy beside HAProxy and nginx, in one run of about ten minutes
+	@benches/compare/run.sh
 
 schema: ## write the JSON Schemas that editors use to conf/schema/
 	@scripts/install-deps.sh build
