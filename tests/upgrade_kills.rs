@@ -308,12 +308,7 @@ fn old_process_dies(step: &str) {
         second.id()
     );
     let mut helper = Command::new(std::env::current_exe().expect("this program"))
-        .args([
-            "--exact",
-            "role_between_two_processes",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", "role_between_two_processes", "--nocapture"])
         .env(ROLE, role)
         .stdin(Stdio::null())
         .spawn()
@@ -359,9 +354,9 @@ fn an_old_process_killed_after_it_handed_over_takes_nobody_with_it() {
     served.expect_as_before();
 }
 
-/// Not a test: the process between the two that [`old_process_dies`] starts.
+/// Not a test of its own, and nothing without its variable: the process between the two that
+/// [`old_process_dies`] starts.
 #[test]
-#[ignore = "a helper of other tests"]
 fn role_between_two_processes() {
     let Ok(role) = std::env::var(ROLE) else {
         return;
