@@ -37,7 +37,7 @@ pub fn table(contenders: &[Contender], figures: &[Figures]) -> String {
             text += &match (yardstick, row.metric.goal) {
                 (Some(yardstick), Goal::Ratio(_)) => {
                     let ratios = ratios(&row.rounds[contender], &row.rounds[yardstick]);
-                    cell(&ratios, row.rounds[contender].len())
+                    cell(&ratios, ratios.len())
                 }
                 _ => " |".to_owned(),
             };
