@@ -23,7 +23,7 @@ fn file(count: usize) -> String {
     let mut text = String::from("stream_routes:\n");
     for route in 0..count {
         text += &format!(
-            "  - {{id: {route}, server_port: {}, remote_addr: 10.{}.{}.0/24, upstream_id: {}, \
+            "  - {{id: r{route}, server_port: {}, remote_addr: 10.{}.{}.0/24, upstream_id: u{}, \
              plugins: {{mqtt-proxy: {{protocol_level: 4}}}}}}\n",
             route % 500 + 2000,
             route / 250,
@@ -34,7 +34,7 @@ fn file(count: usize) -> String {
     text += "upstreams:\n";
     for upstream in 0..count.div_ceil(10) {
         text += &format!(
-            "  - {{id: {upstream}, type: chash, key: mqtt_client_id, nodes: {{\"10.9.{}.1:1883\": 1, \
+            "  - {{id: u{upstream}, type: chash, key: mqtt_client_id, nodes: {{\"10.9.{}.1:1883\": 1, \
              \"10.9.{}.2:1883\": 1, \"10.9.{}.3:1883\": 1}}}}\n",
             upstream % 250,
             upstream % 250,
