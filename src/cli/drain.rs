@@ -50,8 +50,6 @@ impl BackgroundService for Drain {
         if shutdown.wait_for(|&stop| stop).await.is_err() {
             return;
         }
-        // A connection that was accepted just before is counted when its task first runs.
-        tokio::task::yield_now().await;
         let live = self.connections.live();
         systemd::stopping(live);
         if live > 0 {

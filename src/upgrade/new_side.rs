@@ -15,7 +15,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::sync::Semaphore;
 
-use super::channel::{Channel, Frame};
+use super::channel::Channel;
 use super::message::{Hello, Listeners, State, hear, kind, read, say};
 use super::record::{PairRecord, decode};
 use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, UpgradeError};
@@ -134,6 +134,9 @@ pub struct Arrivals {
     pub access_log: Option<Arc<AccessLog>>,
 }
 
+/// Routes of this process by id.
+type Routes<'a> = HashMap<&'a str, &'a Arc<Route>>;
+
 /// How long the old process may take to be gone once its end of the channel is closed.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
@@ -188,13 +191,23 @@ impl Arrivals {
         channel
             .set_limit(Duration::from_secs(7 * 24 * 3600))
             .map_err(UpgradeError::at(step))?;
+        // Looked up once: the connections stand still while their frames are read.
+        let table = self.table.load_full();
+        let routes: Routes<'_> = table
+            .routes()
+            .iter()
+            .map(|route| (route.id.as_str(), route))
+            .collect();
         loop {
             let frame = match channel.receive() {
                 Ok(Some(frame)) => frame,
                 closed => return self.closed(channel, closed.err(), held, taken),
             };
             match frame.kind {
-                kind::PAIRS => held.extend(self.decode(frame, step)?),
+                kind::PAIRS => {
+                    let pairs = decode(frame, |record| self.open(record, &routes));
+                    held.extend(pairs.ok_or(UpgradeError::Unexpected { step })?);
+                }
                 kind::COMMIT => {
                     // Said before the first byte is relayed: if it cannot be said, the old process
                     // keeps them, unless it is gone.
@@ -236,19 +249,8 @@ impl Arrivals {
         Err(UpgradeError::at("taking over connections")(error))
     }
 
-    fn decode(&self, frame: Frame, step: &'static str) -> Result<Vec<Carried>, UpgradeError> {
-        let table = self.table.load();
-        let routes: HashMap<&str, &Arc<Route>> = table
-            .routes()
-            .iter()
-            .map(|route| (route.id.as_str(), route))
-            .collect();
-        let pairs = decode(frame, |record| self.open(record, &routes));
-        pairs.ok_or(UpgradeError::Unexpected { step })
-    }
-
     /// The record that counts a connection here.
-    fn open(&self, arrived: &PairRecord, routes: &HashMap<&str, &Arc<Route>>) -> Record {
+    fn open(&self, arrived: &PairRecord, routes: &Routes<'_>) -> Record {
         let listener = self.listeners.get(&arrived.listener).cloned();
         let listener = listener.unwrap_or_else(|| {
             Arc::new(Listener {
