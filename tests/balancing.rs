@@ -3,36 +3,8 @@
 
 mod support;
 
-use support::{
-    Broker, Brokers, Client, Connect, DeadPort, Files, Proxy, SOON, config_with, free_port, local,
-    metrics, wait_until,
-};
-
-struct Setup {
-    proxy: Proxy,
-    files: Files,
-    port: u16,
-    metrics: u16,
-}
-
-fn routes(upstream: &str) -> String {
-    format!(
-        "stream_routes:\n  - id: 1\n    plugins: {{mqtt-proxy: {{protocol_level: [4, 5]}}}}\n    \
-         upstream: {{{upstream}}}\n#END\n"
-    )
-}
-
-fn start(upstream: &str) -> Setup {
-    let (port, metrics) = (free_port(), free_port());
-    let own = format!("mqtt_proxy: {{metrics: {{addr: \"127.0.0.1:{metrics}\"}}}}\n");
-    let files = Files::new(&config_with(&[port], &own), &routes(upstream));
-    Setup {
-        proxy: Proxy::start(&files, &[port]),
-        files,
-        port,
-        metrics,
-    }
-}
+use support::setup::{Setup, routes, start};
+use support::{Broker, Brokers, Client, Connect, DeadPort, SOON, local, metrics, wait_until};
 
 impl Setup {
     fn of_node(&self, name: &str, node: &str) -> f64 {
@@ -132,8 +104,9 @@ fn a_node_that_is_back_is_not_flooded() {
             brokers.equal()
         ));
         let before = setup.clients("before-", 40);
+        // ewma goes where connects are quickest, which on loopback is chance: no share is promised.
         assert!(
-            setup.live(&nodes[0]) > 5,
+            kind == "ewma" || setup.live(&nodes[0]) > 5,
             "{kind}: all nodes start at full share"
         );
         drop(before);

@@ -7,36 +7,8 @@ use std::collections::BTreeMap;
 
 use support::mosquitto::Mosquitto;
 use support::process::more_open_files;
-use support::{
-    Broker, Brokers, Client, Connect, DeadPort, Files, Proxy, Ring, SOON, config_with, free_port,
-    local, metrics, wait_until,
-};
-
-struct Setup {
-    proxy: Proxy,
-    files: Files,
-    port: u16,
-    metrics: u16,
-}
-
-fn routes(upstream: &str) -> String {
-    format!(
-        "stream_routes:\n  - id: 1\n    plugins: {{mqtt-proxy: {{protocol_level: [4, 5]}}}}\n    \
-         upstream: {{{upstream}}}\n#END\n"
-    )
-}
-
-fn start(upstream: &str) -> Setup {
-    let (port, metrics) = (free_port(), free_port());
-    let own = format!("mqtt_proxy: {{metrics: {{addr: \"127.0.0.1:{metrics}\"}}}}\n");
-    let files = Files::new(&config_with(&[port], &own), &routes(upstream));
-    Setup {
-        proxy: Proxy::start(&files, &[port]),
-        files,
-        port,
-        metrics,
-    }
-}
+use support::setup::{Setup, routes, start};
+use support::{Broker, Brokers, Client, Connect, DeadPort, Ring, SOON, local, metrics, wait_until};
 
 impl Setup {
     fn value(&self, name: &str, labels: &[&str]) -> f64 {

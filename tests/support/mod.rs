@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod random;
 pub mod ring;
 pub mod served;
+pub mod setup;
 pub mod tls;
 pub mod traffic;
 pub mod vectors;
