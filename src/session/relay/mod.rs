@@ -7,9 +7,11 @@
 
 pub mod engine;
 pub mod pair;
+mod socket;
 pub mod task;
 #[cfg(test)]
 mod testing;
+mod thread;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SendError, Sender, channel};
