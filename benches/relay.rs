@@ -10,6 +10,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mqtt_proxy::session::connections::Connections;
 use mqtt_proxy::session::listener::Listener;
 use mqtt_proxy::session::outcome::Record;
+use mqtt_proxy::session::relay::pair::Pair;
 use mqtt_proxy::session::relay::{Established, IdleTimeout, Relays, task};
 use mqtt_proxy::telemetry::metrics::Metrics;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,16 +41,15 @@ async fn relayed(relay: impl FnOnce(Established<TcpStream, TcpStream>)) -> (TcpS
     });
     let place = Arc::new(Semaphore::new(1)).try_acquire_owned().ok();
     let live = Arc::new(Connections::default()).enter();
+    let idle = IdleTimeout {
+        open: Some(Duration::from_secs(600)),
+        after_broker_end: None,
+    };
+    let record = Record::open(client.local_addr().unwrap(), listener, metrics, place, live);
     relay(Established {
         client: client_side,
         broker: broker_side,
-        to_broker: Vec::new(),
-        to_client: Vec::new(),
-        idle: IdleTimeout {
-            open: Some(Duration::from_secs(600)),
-            after_broker_end: None,
-        },
-        record: Record::open(client.local_addr().unwrap(), listener, metrics, place, live),
+        pair: Pair::new(Vec::new(), Vec::new(), idle, record),
     });
     (client, broker)
 }

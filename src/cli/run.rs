@@ -22,7 +22,7 @@ use crate::session::connections::Connections;
 use crate::session::heartbeat::Heartbeat;
 use crate::session::opening::TlsPolicy;
 use crate::session::relay::Relays;
-use crate::session::service::{Admission, ListenService};
+use crate::session::service::{AcceptLoops, Admission, ListenService};
 use crate::source::{Source, StandaloneFile};
 use crate::systemd;
 use crate::table::CurrentTable;
@@ -95,13 +95,14 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let places = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
     let (accepting, accepts) = watch::channel(true);
     let (started, has_started) = mpsc::channel();
-    let (paused, taking_over) = (Arc::default(), Arc::default());
+    let loops: Arc<AcceptLoops> = Arc::default();
+    let taking_over = Arc::default();
     let runtime: Arc<OnceLock<Handle>> = Arc::default();
     let admission = Admission {
         places: places.clone(),
         connections: connections.clone(),
         accepting: accepts.clone(),
-        paused: Arc::clone(&paused),
+        loops: loops.clone(),
         started,
         runtime: runtime.clone(),
     };
@@ -117,8 +118,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
                 relays: relays.clone(),
                 connections: connections.clone(),
                 accepting,
-                paused,
-                loops: listeners.len(),
+                loops,
                 metrics: metrics.clone(),
                 access_log: access_log.clone(),
                 socket,
@@ -171,7 +171,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
             ),
         },
         metrics: metrics.clone(),
-        relays,
+        relays: relays.clone(),
         access_log,
         throttle: Throttle::default(),
     });
@@ -212,9 +212,17 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
             sockets,
             Some(1),
             admission,
+            None,
         ));
     }
-    let clients = ListenService::new("clients", app, sockets.clients, Some(threads), admission);
+    let clients = ListenService::new(
+        "clients",
+        app,
+        sockets.clients,
+        Some(threads),
+        admission,
+        Some(relays),
+    );
     server.add_service(clients).add_dependency(&resolved);
     server.run(RunArgs {
         shutdown_signal: Box::new(Terminate(terminate)),

@@ -4,8 +4,9 @@
 //! apart again without duplicating the descriptor. This one is the bare socket, its address and
 //! the listener it came from, and comes out as it went in.
 
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -23,11 +24,43 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::connections::Live;
 use super::listener::Listener;
 
+/// An accepted socket, which the runtime need not know yet: to register it costs system calls that
+/// most connections can do without.
+#[derive(Debug)]
+pub enum ClientSocket {
+    /// Known to nobody.
+    Bare(OwnedFd),
+    /// Registered with the runtime.
+    Registered(TcpStream),
+}
+
+impl ClientSocket {
+    /// The socket for use in the runtime, within which this must be called.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch it.
+    pub fn into_registered(self) -> io::Result<TcpStream> {
+        match self {
+            ClientSocket::Bare(socket) => TcpStream::from_std(socket.into()),
+            ClientSocket::Registered(stream) => Ok(stream),
+        }
+    }
+}
+
+impl AsRawFd for ClientSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            ClientSocket::Bare(socket) => socket.as_raw_fd(),
+            ClientSocket::Registered(stream) => stream.as_raw_fd(),
+        }
+    }
+}
+
 /// A connection that has been accepted and nothing else.
 #[derive(Debug)]
 pub struct ClientStream {
     /// The socket.
-    pub stream: TcpStream,
+    pub socket: ClientSocket,
     /// The client's address.
     pub client: SocketAddr,
     /// The listener that accepted it.
@@ -40,13 +73,28 @@ pub struct ClientStream {
     pub handshake: Option<OwnedSemaphorePermit>,
 }
 
+impl ClientStream {
+    /// The socket as the runtime knows it, from the first use as a stream on.
+    fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        if let ClientSocket::Bare(socket) = &self.socket {
+            // A second descriptor, since the first one cannot be moved out if this fails.
+            let socket = socket.try_clone()?;
+            self.socket = ClientSocket::Registered(TcpStream::from_std(socket.into())?);
+        }
+        match &mut self.socket {
+            ClientSocket::Registered(stream) => Ok(Pin::new(stream)),
+            ClientSocket::Bare(_) => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
 impl AsyncRead for ClientStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+    ) -> Poll<io::Result<()>> {
+        self.stream()?.poll_read(context, buffer)
     }
 }
 
@@ -55,22 +103,16 @@ impl AsyncWrite for ClientStream {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+    ) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write(context, bytes)
     }
 
-    fn poll_flush(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_flush(context)
     }
 
-    fn poll_shutdown(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_shutdown(context)
     }
 }
 
@@ -78,13 +120,15 @@ impl AsyncWrite for ClientStream {
 impl Shutdown for ClientStream {
     async fn shutdown(&mut self) {
         // The peer may be gone already; there is nobody to tell.
-        let _ = self.stream.shutdown().await;
+        if let Ok(mut stream) = self.stream() {
+            let _ = stream.shutdown().await;
+        }
     }
 }
 
 impl UniqueID for ClientStream {
     fn id(&self) -> UniqueIDType {
-        self.stream.as_raw_fd()
+        self.socket.as_raw_fd()
     }
 }
 

@@ -5,10 +5,12 @@
 //! leaves the future of `process_new` for a small task of its own ([`relay`]), which is where it
 //! spends its weeks.
 
+pub(crate) mod admit;
 pub mod app;
+pub(crate) mod at_once;
 pub mod client_stream;
 pub mod connections;
-pub mod first_answer;
+mod door;
 pub mod heartbeat;
 pub mod listener;
 pub mod opening;

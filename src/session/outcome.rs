@@ -12,6 +12,7 @@ use super::listener::Listener;
 use crate::table::Route;
 use crate::telemetry::access_log::{AccessLog, Details, Ending, Line};
 use crate::telemetry::metrics::Metrics;
+use crate::upstream::Upstream;
 use crate::upstream::node::InFlight;
 use crate::upstream::variables::MqttVariables;
 
@@ -182,13 +183,32 @@ impl Record {
         }
     }
 
+    /// The upstream that its route leads to.
+    pub fn upstream(&self) -> Option<&Arc<Upstream>> {
+        let route = self.route.as_ref()?;
+        route.upstream.as_ref().ok()
+    }
+
+    /// Notes the broker that answered, at its `tries`th address and after this time, and that the
+    /// connection is relayed from now on.
+    pub fn connected(&mut self, address: SocketAddr, tries: usize, took: Duration) {
+        self.phase = Phase::Relay;
+        if let Some(access) = &mut self.access {
+            let details = &mut access.details;
+            details.node_addr = Some(address);
+            details.tries = u32::try_from(tries).ok();
+            details.dial_us = u64::try_from(took.as_micros()).ok();
+        }
+        self.admitted();
+    }
+
     /// How long the connection has lived.
     pub fn age(&self) -> Duration {
         self.started.elapsed()
     }
 
     /// Writes the line of its admission, if there is an access log.
-    pub fn admitted(&self) {
+    fn admitted(&self) {
         self.write(None);
     }
 

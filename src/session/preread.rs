@@ -56,13 +56,7 @@ pub async fn read_connect(
                 Err(error) => return Err(PrereadError::Refused(error.into())),
                 Ok(None) => {}
                 Ok(Some(connect)) => {
-                    let mqtt = MqttVariables {
-                        client_id: connect.client_id.to_vec(),
-                        username: connect.username.map(<[u8]>::to_vec),
-                        level: connect.level,
-                        keep_alive: connect.keep_alive,
-                        clean_start: connect.clean_start,
-                    };
+                    let mqtt = MqttVariables::of(&connect);
                     return Ok(Preread {
                         received,
                         mqtt: Some(mqtt),

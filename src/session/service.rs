@@ -3,7 +3,8 @@
 //! Pingora's own listening service retries a failed bind for half a minute and then stays up
 //! without a listener, gives every connection buffers, and splits new connections between two
 //! processes during an upgrade. This one drives the same `ServerApp` interface over sockets that
-//! were bound before the server started.
+//! were bound before the server started: plain ones on the relay threads ([`door`](super::door)),
+//! all others in tasks of the runtime.
 
 use std::io;
 use std::net::TcpListener as StdListener;
@@ -20,14 +21,17 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::client_stream::ClientStream;
+use super::client_stream::{ClientSocket, ClientStream};
 use super::connections::Connections;
+use super::door::PlainDoor;
 use super::listener::Listener;
+use super::relay::Relays;
+use super::relay::listening::Door;
 use crate::telemetry::throttle::Throttle;
 
 /// Pause after an accept that failed for want of descriptors or memory: the connection stays in
 /// the kernel's queue and would fail again at once.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts on a set of sockets and gives each connection to `app`.
 pub struct ListenService<A> {
@@ -36,6 +40,7 @@ pub struct ListenService<A> {
     sockets: Vec<(Arc<Listener>, StdListener)>,
     threads: Option<usize>,
     admission: Admission,
+    relays: Option<Arc<Relays>>,
 }
 
 /// When connections are accepted.
@@ -48,23 +53,39 @@ pub struct Admission {
     pub connections: Arc<Connections>,
     /// False while another process accepts on the same sockets (an upgrade).
     pub accepting: watch::Receiver<bool>,
-    /// How many listeners have heard that they do not accept.
-    pub paused: Arc<AtomicUsize>,
+    /// Which accept loops there are and which have heard that they do not accept.
+    pub loops: Arc<AcceptLoops>,
     /// Told once all listeners accept.
     pub started: mpsc::Sender<()>,
     /// Where the runtime that serves them is put, for whoever watches its progress.
     pub runtime: Arc<OnceLock<Handle>>,
 }
 
+/// How many loops accept, and how many of them have heard that they do not.
+#[derive(Debug, Default)]
+pub struct AcceptLoops {
+    all: AtomicUsize,
+    paused: AtomicUsize,
+}
+
+impl AcceptLoops {
+    /// Whether every loop has heard it.
+    pub fn are_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst) >= self.all.load(Ordering::SeqCst)
+    }
+}
+
 impl<A> ListenService<A> {
     /// A service over `sockets` (non-blocking, listening). `threads` is the number of threads
-    /// that serve them; `None` takes Pingora's setting.
+    /// that serve them; `None` takes Pingora's setting. With `relays`, connections without TLS are
+    /// accepted on the relay threads.
     pub fn new(
         name: &str,
         app: Arc<A>,
         sockets: Vec<(Arc<Listener>, StdListener)>,
         threads: Option<usize>,
         admission: Admission,
+        relays: Option<Arc<Relays>>,
     ) -> Self {
         ListenService {
             name: name.to_owned(),
@@ -72,6 +93,7 @@ impl<A> ListenService<A> {
             sockets,
             threads,
             admission,
+            relays,
         }
     }
 }
@@ -85,7 +107,19 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListenService<A> {
         _listeners_per_fd: usize,
     ) {
         let mut accepting = JoinSet::new();
+        let mut doors = false;
         for (listener, socket) in self.sockets.drain(..) {
+            if let (None, Some(relays)) = (&listener.tls, &self.relays)
+                && relays.can_relay()
+            {
+                log::info!("listening on {}", listener.address);
+                let app = self.app.clone();
+                let admission = &self.admission;
+                let door = PlainDoor::new(app, listener, socket, admission, shutdown.clone());
+                relays.listen(&(Arc::new(door) as Arc<dyn Door>));
+                doors = true;
+                continue;
+            }
             match TcpListener::from_std(socket) {
                 Ok(socket) => {
                     log::info!("listening on {}", listener.address);
@@ -94,6 +128,10 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListenService<A> {
                 }
                 Err(error) => log::error!("cannot listen on {}: {error}", listener.address),
             }
+        }
+        if let Some(relays) = self.relays.clone().filter(|_| doors) {
+            let admission = self.admission.clone();
+            accepting.spawn(follow(relays, admission, shutdown.clone()));
         }
         let _ = self.admission.runtime.set(Handle::current());
         // Nobody listens unless this process takes over from another one.
@@ -111,6 +149,59 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListenService<A> {
     }
 }
 
+/// One accept loop: what it does when it is told to accept or not to.
+struct Turn {
+    accepting: watch::Receiver<bool>,
+    stopped: ShutdownWatch,
+    loops: Arc<AcceptLoops>,
+}
+
+impl Turn {
+    fn new(admission: &Admission, shutdown: &ShutdownWatch) -> Self {
+        let loops = admission.loops.clone();
+        loops.all.fetch_add(1, Ordering::SeqCst);
+        Turn {
+            accepting: admission.accepting.clone(),
+            stopped: shutdown.clone(),
+            loops,
+        }
+    }
+
+    /// Resolves when this loop is to accept no more for now.
+    async fn is_over(&mut self) {
+        until(&mut self.accepting, false).await;
+    }
+
+    /// Another process accepts now; waits in case this one has to go on, and says whether it has.
+    async fn comes_again(&mut self) -> bool {
+        self.loops.paused.fetch_add(1, Ordering::SeqCst);
+        let again = tokio::select! {
+            () = until(&mut self.stopped, true) => false,
+            () = until(&mut self.accepting, true) => true,
+        };
+        self.loops.paused.fetch_sub(1, Ordering::SeqCst);
+        again
+    }
+}
+
+/// Has the relay threads accept, or not, as it is told, until the shutdown begins.
+async fn follow(relays: Arc<Relays>, admission: Admission, shutdown: ShutdownWatch) {
+    let mut turn = Turn::new(&admission, &shutdown);
+    let mut stopped = shutdown;
+    loop {
+        tokio::select! {
+            () = until(&mut stopped, true) => break,
+            () = turn.is_over() => {}
+        }
+        relays.pause_listening().await;
+        match turn.comes_again().await {
+            true => relays.resume_listening(),
+            false => break,
+        }
+    }
+    relays.stop_listening();
+}
+
 /// Accepts until the shutdown begins; then the socket closes.
 async fn accept<A: ServerApp + Send + Sync + 'static>(
     app: Arc<A>,
@@ -119,11 +210,10 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
     admission: Admission,
     mut shutdown: ShutdownWatch,
 ) {
+    let mut turn = Turn::new(&admission, &shutdown);
     let Admission {
         places,
         connections,
-        mut accepting,
-        paused,
         ..
     } = admission;
     let throttle = Throttle::default();
@@ -133,19 +223,10 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
     loop {
         let accepted = tokio::select! {
             () = &mut stop => return,
-            () = until(&mut accepting, false) => {
-                // Another process accepts now; this one waits in case it has to go on.
-                paused.fetch_add(1, Ordering::SeqCst);
-                let again = tokio::select! {
-                    () = &mut stop => false,
-                    () = until(&mut accepting, true) => true,
-                };
-                paused.fetch_sub(1, Ordering::SeqCst);
-                match again {
-                    true => continue,
-                    false => return,
-                }
-            }
+            () = turn.is_over() => match turn.comes_again().await {
+                true => continue,
+                false => return,
+            },
             accepted = socket.accept() => accepted,
         };
         match accepted {
@@ -168,7 +249,7 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
                     return;
                 };
                 let connection = Box::new(ClientStream {
-                    stream,
+                    socket: ClientSocket::Registered(stream),
                     client,
                     listener: listener.clone(),
                     permit,
@@ -203,7 +284,7 @@ async fn until(value: &mut watch::Receiver<bool>, wanted: bool) {
 }
 
 /// EMFILE, ENFILE, ENOBUFS, ENOMEM: waiting helps, retrying at once does not.
-fn is_exhausted(error: &io::Error) -> bool {
+pub(super) fn is_exhausted(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     exhausted

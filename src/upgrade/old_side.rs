@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, UpgradeError};
 use crate::session::connections::Connections;
 use crate::session::relay::Relays;
 use crate::session::relay::engine::Carried;
+use crate::session::service::AcceptLoops;
 use crate::systemd;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
@@ -43,10 +44,8 @@ pub struct OldSide {
     pub connections: Arc<Connections>,
     /// Whether this process accepts.
     pub accepting: watch::Sender<bool>,
-    /// How many accept loops have heard that they do not.
-    pub paused: Arc<AtomicUsize>,
-    /// How many accept loops there are.
-    pub loops: usize,
+    /// Whether the accept loops have heard that they do not.
+    pub loops: Arc<AcceptLoops>,
     /// Counters to carry on.
     pub metrics: Arc<Metrics>,
     /// Written to the end before this process leaves.
@@ -220,7 +219,7 @@ impl OldSide {
     }
 
     fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst) >= self.loops
+        self.loops.are_paused()
     }
 
     /// Relays here what was on its way to the new process.

@@ -147,12 +147,12 @@ pub fn decode(frame: Frame, mut open: impl FnMut(&PairRecord) -> Record) -> Opti
         };
         let silent = Duration::from_millis(record.silent_ms);
         let state = open(record);
+        let (client, broker) = (descriptors.next()?, descriptors.next()?);
+        let pair = Pair::from_parts(up, down, idle, record.end, state);
         pairs.push(Carried {
-            client: descriptors.next()?,
-            broker: descriptors.next()?,
-            pair: Pair::from_parts(up, down, idle, record.end, state),
             // The clock of a machine that started a moment ago cannot look back that far.
             last_activity: now.checked_sub(silent).unwrap_or(now),
+            ..Carried::new(client, broker, pair)
         });
     }
     owed.is_empty().then_some(pairs)

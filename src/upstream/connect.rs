@@ -2,13 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::Upstream;
 use super::node::InFlight;
 use super::targets::Target;
+use crate::config::resource::upstream as resource;
 use crate::tls::link::Link;
 
 /// How long one connect may take where the upstream sets no `timeout.connect` (APISIX: 60 s).
@@ -25,6 +29,46 @@ pub struct Connected {
     pub in_flight: InFlight,
     /// How many addresses were tried, this one included.
     pub tries: usize,
+}
+
+/// A first try that failed before [`connect`] was called.
+#[derive(Debug)]
+pub struct FirstTry {
+    /// What was tried: the first of [`Upstream::targets`].
+    pub target: Target,
+    /// What it answered.
+    pub error: io::Error,
+    /// When it began.
+    pub started: Instant,
+}
+
+/// How long one connect may take.
+pub fn timeout_of(config: Option<&resource::Upstream>) -> Duration {
+    let timeout = config.and_then(|config| config.timeout.as_ref());
+    timeout.map_or(DEFAULT_CONNECT_TIMEOUT, |timeout| timeout.connect)
+}
+
+/// Begins to connect, and does not wait. TCP_NODELAY and TCP keepalive are not set. With `owes`,
+/// something will be sent as soon as the broker has answered, and takes the last packet of the
+/// handshake with it.
+///
+/// # Errors
+/// When the operating system refuses at once.
+pub fn begin_connect(address: SocketAddr, owes: bool) -> io::Result<OwnedFd> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    if owes {
+        // That it cannot be had costs a packet and nothing else.
+        let _ = sockopt::set_tcp_quickack(&socket, false);
+    }
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Why no broker could be reached.
@@ -67,7 +111,7 @@ impl ConnectError {
 }
 
 /// Connects to the first node of `upstream` that answers a connection with this hash key.
-/// `sni` is the server name that the client asked for. `failed` hears of each address that does not.
+/// `sni` is the server name that the client asked for; `first`, a try that was made already. `failed` hears of each address that does not.
 ///
 /// # Errors
 /// When no address is left, or `retries` or `retry_timeout` ends the search.
@@ -75,17 +119,26 @@ pub async fn connect(
     upstream: &Upstream,
     key: &[u8],
     sni: Option<&str>,
+    first: Option<FirstTry>,
     mut failed: impl FnMut(&Target, &io::Error),
 ) -> Result<Connected, ConnectError> {
     let config = upstream.config();
-    let timeout = config
-        .timeout
+    let timeout = timeout_of(Some(config));
+    let begun = first
         .as_ref()
-        .map_or(DEFAULT_CONNECT_TIMEOUT, |timeout| timeout.connect);
-    let retry_until = config.retry_timeout.map(|limit| Instant::now() + limit);
+        .map_or_else(Instant::now, |first| first.started);
+    let retry_until = config.retry_timeout.map(|limit| begun + limit);
+    let mut targets = upstream.targets(key);
     let mut tries = 0;
     let mut last = None;
-    for target in upstream.targets(key) {
+    if let Some(FirstTry { target, error, .. }) = first {
+        tries = 1;
+        targets = targets.after_first(target.address);
+        failed(&target, &error);
+        upstream.connect_failed(&target.node, &error);
+        last = Some((target.address, error));
+    }
+    for target in targets {
         if let Some((address, error)) = last.take() {
             // APISIX looks at the clock only before a retry, never during one.
             if retry_until.is_some_and(|until| Instant::now() >= until) {

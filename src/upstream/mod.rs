@@ -287,7 +287,7 @@ impl Upstream {
     }
 
     /// A connect for a client succeeded and took so long.
-    fn connected(&self, node: &Node, took: Duration) {
+    pub(crate) fn connected(&self, node: &Node, took: Duration) {
         node.health().connected();
         if self.config.balancer == Balancer::Ewma {
             node.connect_time().add(took);

@@ -34,6 +34,7 @@ pub struct Targets<'a> {
     pending: VecDeque<Target>,
     tries_left: usize,
     only: Option<Target>,
+    skipped: Option<SocketAddr>,
     terms: Terms,
 }
 
@@ -68,8 +69,16 @@ impl<'a> Targets<'a> {
             pending: VecDeque::new(),
             tries_left: 1 + retries.map_or(others, |retries| retries as usize),
             only,
+            skipped: None,
             terms,
         }
+    }
+
+    /// Goes on after this address, which was the first one and has been tried.
+    pub fn after_first(mut self, address: SocketAddr) -> Self {
+        self.tries_left = self.tries_left.saturating_sub(1);
+        self.skipped = Some(address);
+        self
     }
 
     fn refill(&mut self) {
@@ -111,8 +120,13 @@ impl Iterator for Targets<'_> {
         if let Some(only) = &self.only {
             return Some(only.clone());
         }
-        self.refill();
-        self.pending.pop_front()
+        loop {
+            self.refill();
+            let target = self.pending.pop_front()?;
+            if self.skipped != Some(target.address) {
+                return Some(target);
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::mqtt::Connect;
 use crate::tls::identity::TlsVariables;
 
 /// What CONNECT said, as far as hash keys and logs want it. Bytes are the client's own.
@@ -22,6 +23,19 @@ pub struct MqttVariables {
     pub keep_alive: u16,
     /// Clean session (3.x) or clean start (5).
     pub clean_start: bool,
+}
+
+impl MqttVariables {
+    /// Those of this CONNECT.
+    pub fn of(connect: &Connect<'_>) -> Self {
+        MqttVariables {
+            client_id: connect.client_id.to_vec(),
+            username: connect.username.map(<[u8]>::to_vec),
+            level: connect.level,
+            keep_alive: connect.keep_alive,
+            clean_start: connect.clean_start,
+        }
+    }
 }
 
 /// Everything a hash key or an `explain` may ask about one connection.

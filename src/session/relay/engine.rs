@@ -4,10 +4,11 @@
 //! buffer that they share. Sockets are registered once, edge-triggered; a socket is written to
 //! without asking, and only one that does not take everything is watched for writability.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -16,12 +17,27 @@ use rustix::event::{EventfdFlags, eventfd};
 use tokio::net::TcpStream;
 
 use super::Established;
+use super::dialling::Dialled;
+use super::listening::Door;
 use super::pair::Pair;
+use super::parked::Parked;
+pub use super::socket::Lacks;
 use super::thread::State;
 
+thread_local! {
+    /// The relay thread that this thread is, by its number.
+    static HERE: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// The number of the relay thread that calls, if one does.
+pub(super) fn here() -> Option<usize> {
+    HERE.get()
+}
+
 /// A relay thread.
+#[derive(Clone)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What a relay thread shares with those who give it orders.
@@ -32,6 +48,8 @@ pub(super) struct Shared {
     pub wake: OwnedFd,
     /// Whether the thread looks at `orders` before it sleeps again.
     pub awake: AtomicBool,
+    /// How many connections it holds, more or less.
+    pub held: AtomicUsize,
 }
 
 /// What the thread is told to do.
@@ -42,6 +60,18 @@ pub(super) enum Order {
     Release(Sender<Vec<Carried>>),
     /// Let go of this: a sign of life.
     Answer(Question),
+    /// Keep this client until it has sent something.
+    Park(Parked),
+    /// Accept here, too.
+    Listen(Arc<dyn Door>),
+    /// Accept nothing until told otherwise, and let go of this.
+    PauseListening(Question),
+    /// Accept again.
+    ResumeListening,
+    /// Let go of every listening socket.
+    StopListening,
+    /// This door can be accepted at again.
+    OpenDoor(usize),
 }
 
 /// Held by those who have not answered yet.
@@ -58,6 +88,24 @@ pub struct Carried {
     pub pair: Pair,
     /// When bytes last moved.
     pub last_activity: Instant,
+    /// Until its broker has answered.
+    pub dial: Option<Box<dyn Dialled>>,
+    /// What the broker's socket lacks.
+    pub lacks: Lacks,
+}
+
+impl Carried {
+    /// An established pair that has just moved something.
+    pub fn new(client: OwnedFd, broker: OwnedFd, pair: Pair) -> Self {
+        Carried {
+            client,
+            broker,
+            pair,
+            last_activity: Instant::now(),
+            dial: None,
+            lacks: Lacks::Nothing,
+        }
+    }
 }
 
 impl TryFrom<Established<TcpStream, TcpStream>> for Carried {
@@ -65,17 +113,9 @@ impl TryFrom<Established<TcpStream, TcpStream>> for Carried {
 
     /// Takes the sockets out of the runtime; fails only if it does not know them any more.
     fn try_from(established: Established<TcpStream, TcpStream>) -> io::Result<Self> {
-        Ok(Carried {
-            client: established.client.into_std()?.into(),
-            broker: established.broker.into_std()?.into(),
-            pair: Pair::new(
-                established.to_broker,
-                established.to_client,
-                established.idle,
-                established.record,
-            ),
-            last_activity: Instant::now(),
-        })
+        let client = established.client.into_std()?.into();
+        let broker = established.broker.into_std()?.into();
+        Ok(Carried::new(client, broker, established.pair))
     }
 }
 
@@ -89,18 +129,21 @@ impl Engine {
             orders: Mutex::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             awake: AtomicBool::new(false),
+            held: AtomicUsize::new(0),
         });
-        let mut state = State::new(shared.clone())?;
+        let engine = Engine { shared };
+        let mut state = State::new(engine.clone())?;
         std::thread::Builder::new()
             .name(format!("relay-{number}"))
             .spawn(move || {
+                HERE.set(Some(number));
                 // A panic is a broken invariant of ours. It costs the pair that it met, and not
                 // the thousands beside it.
                 while catch_unwind(AssertUnwindSafe(|| state.run())).is_err() {
                     state.recover();
                 }
             })?;
-        Ok(Engine { shared })
+        Ok(engine)
     }
 
     /// Relays the pairs on this thread from now on.
@@ -117,6 +160,41 @@ impl Engine {
     /// Has the thread drop the question when it looks at its orders next.
     pub fn ask(&self, question: Question) {
         self.order(Order::Answer(question));
+    }
+
+    /// Keeps this client until it has sent something.
+    pub fn park(&self, parked: Parked) {
+        self.order(Order::Park(parked));
+    }
+
+    /// Accepts here, too.
+    pub fn listen(&self, door: Arc<dyn Door>) {
+        self.order(Order::Listen(door));
+    }
+
+    /// Accepts nothing until [`Engine::resume_listening`]; the question is dropped when it has
+    /// been heard.
+    pub fn pause_listening(&self, heard: Question) {
+        self.order(Order::PauseListening(heard));
+    }
+
+    /// Accepts again.
+    pub fn resume_listening(&self) {
+        self.order(Order::ResumeListening);
+    }
+
+    /// Lets go of every listening socket.
+    pub fn stop_listening(&self) {
+        self.order(Order::StopListening);
+    }
+
+    pub(super) fn open(&self, door: usize) {
+        self.order(Order::OpenDoor(door));
+    }
+
+    /// How many connections it holds, as of its last turn.
+    pub fn held(&self) -> usize {
+        self.shared.held.load(Ordering::Relaxed)
     }
 
     fn order(&self, order: Order) {

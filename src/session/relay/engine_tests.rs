@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 
 use super::super::testing::Counts;
 use super::super::{Established, IdleTimeout};
-use super::{Carried, Engine};
+use super::{Carried, Engine, Pair};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -57,10 +57,12 @@ fn stage(to_broker: &[u8], to_client: &[u8], idle: IdleTimeout, buffer: Option<u
     let established = Established {
         client: tokio(client_side),
         broker: tokio(broker_side),
-        to_broker: to_broker.to_vec(),
-        to_client: to_client.to_vec(),
-        idle,
-        record: counts.record(),
+        pair: Pair::new(
+            to_broker.to_vec(),
+            to_client.to_vec(),
+            idle,
+            counts.record(),
+        ),
     };
     let engine = Engine::start(0).unwrap();
     engine.adopt(vec![Carried::try_from(established).unwrap()]);

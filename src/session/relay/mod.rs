@@ -5,8 +5,12 @@
 //! drive it: [`engine`], an epoll loop of its own for pairs of plain sockets, and [`task`], a
 //! tokio task for any other kind of stream.
 
+pub mod dialling;
 pub mod engine;
+pub mod first_answer;
+pub mod listening;
 pub mod pair;
+pub mod parked;
 mod socket;
 pub mod task;
 #[cfg(test)]
@@ -15,31 +19,29 @@ mod thread;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SendError, Sender, channel};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::outcome::Record;
-use engine::{Carried, Engine, Question};
+use engine::{Carried, Engine, Question, here};
+use listening::Door;
+use pair::Pair;
+use parked::Parked;
 
-/// An established pair and all that the relay must know about it. This is the whole interface
-/// between the connection path and whatever relays: sockets, bytes still owed to each side, when
-/// silence means the end, and the record that tells whoever counts that it has ended.
+/// How many connections more than another a relay thread may hold before new ones go there.
+const UNEVEN: usize = 16;
+
+/// An established pair and all that the relay must know about it: what the connection path gives
+/// to whatever relays.
 #[derive(Debug)]
 pub struct Established<C, B> {
     /// The client's side.
     pub client: C,
     /// The broker's side.
     pub broker: B,
-    /// Bytes from the client that the broker has not got yet: CONNECT and what followed it.
-    pub to_broker: Vec<u8>,
-    /// Bytes from the broker that the client has not got yet.
-    pub to_client: Vec<u8>,
-    /// When silence ends the connection.
-    pub idle: IdleTimeout,
-    /// Where the end is recorded, by being dropped.
-    pub record: Record,
+    /// What is relayed: bytes still owed, when silence means the end, and the record.
+    pub pair: Pair,
 }
 
 /// How long both sides may be silent.
@@ -98,6 +100,78 @@ impl Relays {
         if let Some(carried) = refused {
             self.adopt(vec![carried]);
         }
+    }
+
+    /// Connects the pair to its broker and relays it then, on the thread that calls if that is a
+    /// relay thread and has not much more to do than the others.
+    ///
+    /// # Errors
+    /// The pair itself, when there is no relay thread.
+    pub fn dial(&self, carried: Carried) -> Result<(), Box<Carried>> {
+        match self.nearest() {
+            Some(engine) => {
+                engine.adopt(vec![carried]);
+                Ok(())
+            }
+            None => Err(Box::new(carried)),
+        }
+    }
+
+    /// Keeps a client until it has sent something; gives it back when there is no relay thread.
+    pub fn park(&self, parked: Parked) -> Result<(), Parked> {
+        match self.nearest() {
+            Some(engine) => {
+                engine.park(parked);
+                Ok(())
+            }
+            None => Err(parked),
+        }
+    }
+
+    /// The relay thread that calls, unless it holds many more connections than another one.
+    fn nearest(&self) -> Option<&Engine> {
+        let engines = self.engines();
+        let own = here().and_then(|number| engines.get(number));
+        if let (Some(_), [only]) = (own, engines) {
+            return Some(only);
+        }
+        let least = engines.iter().min_by_key(|engine| engine.held())?;
+        let fair = |own: &&Engine| own.held() <= least.held() + least.held() / 8 + UNEVEN;
+        Some(own.filter(fair).unwrap_or(least))
+    }
+
+    /// Whether there is a relay thread.
+    pub fn can_relay(&self) -> bool {
+        !self.engines().is_empty()
+    }
+
+    /// Accepts on every relay thread.
+    pub fn listen(&self, door: &Arc<dyn Door>) {
+        for engine in self.engines() {
+            engine.listen(door.clone());
+        }
+    }
+
+    /// Has the relay threads accept nothing for a while; returns when all have heard it.
+    pub async fn pause_listening(&self) {
+        let (question, mut answers) = tokio::sync::mpsc::channel(1);
+        for engine in self.engines.get().into_iter().flatten() {
+            engine.pause_listening(question.clone());
+        }
+        drop(question);
+        answers.recv().await;
+    }
+
+    /// Has them accept again.
+    pub fn resume_listening(&self) {
+        let engines = self.engines.get().into_iter().flatten();
+        engines.for_each(Engine::resume_listening);
+    }
+
+    /// Has them let go of every listening socket.
+    pub fn stop_listening(&self) {
+        let engines = self.engines.get().into_iter().flatten();
+        engines.for_each(Engine::stop_listening);
     }
 
     /// Relays pairs that were relayed before, here or in another process.

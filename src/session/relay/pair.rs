@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::IdleTimeout;
+use super::first_answer::{AwaitedConnack, FirstRead};
 use crate::session::outcome::{End, Record};
 
 /// How long a client whose broker is gone may still send into the void. Closing its socket with
@@ -33,6 +34,10 @@ pub trait Side {
     }
     /// Ends the sending side.
     fn end(&mut self) -> io::Result<()>;
+    /// The same when the receiving side has ended as well: nothing is left but to close it.
+    fn end_last(&mut self) -> io::Result<()> {
+        self.end()
+    }
 }
 
 /// What [`Pair::advance`] leaves to be done.
@@ -111,6 +116,8 @@ pub struct Pair {
     up: Flow,
     down: Flow,
     idle: IdleTimeout,
+    /// Until the broker has said something.
+    awaited: Option<Box<AwaitedConnack>>,
     ended: bool,
     record: Record,
 }
@@ -135,13 +142,14 @@ impl Flow {
     }
 
     /// Moves bytes until the sender has no more, the receiver takes no more, or the turn is over.
-    /// Adds what the receiver took to `moved`.
+    /// Adds what the receiver took to `moved`. `other` is how far the other direction has come.
     fn advance(
         &mut self,
         sender: &mut impl Side,
         receiver: &mut impl Side,
         scratch: &mut [u8],
         moved: &mut u64,
+        other: State,
     ) -> Result<Progress, Failure> {
         for _ in 0..TURN {
             if let Some(owed) = &mut self.owed {
@@ -168,7 +176,7 @@ impl Flow {
                     Some(0) => self.state = State::Ended,
                     Some(count) => self.pass_on(receiver, &scratch[..count], moved)?,
                 },
-                State::Ended => match receiver.end() {
+                State::Ended => match end(receiver, other) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
                         return Ok(Progress::Wait);
                     }
@@ -222,9 +230,16 @@ impl Pair {
             up: Flow::owing(to_broker),
             down: Flow::owing(to_client),
             idle,
+            awaited: None,
             ended: false,
             record,
         }
+    }
+
+    /// Has the broker's first words decide on the idle timeout.
+    pub fn await_connack(&mut self, awaited: AwaitedConnack) {
+        self.idle.open = awaited.until_then();
+        self.awaited = Some(Box::new(awaited));
     }
 
     /// A pair as it was in another process: state and owed bytes of each flow, what ended it if
@@ -266,6 +281,41 @@ impl Pair {
         self.note(End::Shutdown);
     }
 
+    /// Writes once of what is owed to the broker, and says how much it took.
+    ///
+    /// # Errors
+    /// What the broker's side answers, `WouldBlock` included.
+    pub fn send_owed(&mut self, broker: &mut impl Side) -> io::Result<usize> {
+        let Some(owed) = &mut self.up.owed else {
+            return Ok(0);
+        };
+        let count = broker.write(&owed.bytes[owed.written..])?;
+        owed.written += count;
+        self.record.to_broker += count as u64;
+        if owed.written == owed.bytes.len() {
+            self.up.owed = None;
+        }
+        Ok(count)
+    }
+
+    /// The record, for what is learnt while the pair lives.
+    pub fn record_mut(&mut self) -> &mut Record {
+        &mut self.record
+    }
+
+    /// Takes it apart before anything was relayed: what the broker has not got, and the record.
+    pub fn into_unsent(self) -> (Vec<u8>, Record) {
+        (
+            self.up.owed.map_or_else(Vec::new, |owed| owed.bytes),
+            self.record,
+        )
+    }
+
+    /// Ends it because of this.
+    pub fn abandon(mut self, end: End) {
+        self.note(end);
+    }
+
     /// Moves what can be moved now, both ways. The second value says whether anything moved.
     pub fn advance(
         &mut self,
@@ -274,9 +324,13 @@ impl Pair {
         scratch: &mut [u8],
     ) -> (Progress, bool) {
         let before = self.record.to_broker + self.record.to_client;
-        let up = self
-            .up
-            .advance(client, broker, scratch, &mut self.record.to_broker);
+        let up = self.up.advance(
+            client,
+            broker,
+            scratch,
+            &mut self.record.to_broker,
+            self.down.state,
+        );
         let up = match up {
             Ok(progress) => progress,
             Err(Failure::Sender) => return self.over(End::ClientError),
@@ -297,9 +351,30 @@ impl Pair {
         if self.up.state == State::Ended || up == Progress::Done {
             self.note(End::ClientClosed);
         }
-        let down = self
-            .down
-            .advance(broker, client, scratch, &mut self.record.to_client);
+        let down = match self.awaited.take() {
+            None => self.down.advance(
+                broker,
+                client,
+                scratch,
+                &mut self.record.to_client,
+                self.up.state,
+            ),
+            Some(awaited) => {
+                let mut first = FirstRead::of(broker, &awaited);
+                let down = self.down.advance(
+                    &mut first,
+                    client,
+                    scratch,
+                    &mut self.record.to_client,
+                    self.up.state,
+                );
+                match first.idle() {
+                    Some(idle) => self.idle.open = idle,
+                    None => self.awaited = Some(awaited),
+                }
+                down
+            }
+        };
         let down = match down {
             Ok(progress) => progress,
             Err(Failure::Sender) => {
@@ -351,6 +426,14 @@ impl Pair {
         if !self.ended {
             (self.ended, self.record.end) = (true, end);
         }
+    }
+}
+
+/// Ends a receiver, which has ended its own sending side if the other direction is closed.
+fn end(receiver: &mut impl Side, other: State) -> io::Result<()> {
+    match other {
+        State::Closed => receiver.end_last(),
+        State::Open | State::Ended | State::Discarding => receiver.end(),
     }
 }
 

@@ -4,9 +4,33 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 
 use super::pair::Side;
+
+/// The side of a pair that is the client's.
+pub(super) const CLIENT: usize = 0;
+/// The side that is the broker's.
+pub(super) const BROKER: usize = 1;
+/// Marks the place of a parked client and not of a pair.
+pub(super) const PARKED: u32 = 1 << 31;
+/// What surely fits one segment of TCP on any path (IPv6's least MTU less its headers).
+const SEGMENT: usize = 1220;
+
+/// Socket options that a connection which ends at once does not need, and which are set when it
+/// turns out to live: each costs a system call in a storm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lacks {
+    /// It has all of them.
+    Nothing,
+    /// TCP keepalive.
+    Keepalive,
+    /// TCP_NODELAY as well, which its second write needs.
+    NoDelay {
+        /// The first write has been taken.
+        written: bool,
+    },
+}
 
 /// One socket and what is known about it.
 pub(super) struct Socket {
@@ -18,11 +42,47 @@ pub(super) struct Socket {
     pub writable: bool,
     /// The peer has ended or broken the connection: read until that shows.
     pub hung_up: bool,
+    /// It is in the epoll set.
+    pub watched: bool,
+    /// Options that are still to be set.
+    pub lacks: Lacks,
+}
+
+impl Socket {
+    /// One that nothing is known about yet.
+    pub fn new(fd: OwnedFd, lacks: Lacks) -> Self {
+        Socket {
+            fd,
+            readable: false,
+            writable: true,
+            hung_up: false,
+            watched: false,
+            lacks,
+        }
+    }
+
+    /// Sets what it lacks.
+    pub fn complete(&mut self) {
+        self.no_delay();
+        if self.lacks == Lacks::Keepalive {
+            self.lacks = Lacks::Nothing;
+            // Refused only for a socket that is broken, which shows elsewhere.
+            let _ = crate::socket::set_keepalive(&self.fd);
+        }
+    }
+
+    fn no_delay(&mut self) {
+        if let Lacks::NoDelay { .. } = self.lacks {
+            self.lacks = Lacks::Keepalive;
+            // As above.
+            let _ = sockopt::set_tcp_nodelay(&self.fd, true);
+        }
+    }
 }
 
 /// What an event of one socket carries: the place of its pair, its side, its generation.
-pub(super) fn token(index: usize, side: usize, generation: u32) -> EventData {
-    let place = (index as u64) << 1 | side as u64;
+pub(super) fn token(index: usize, side: usize, generation: u32, mark: u32) -> EventData {
+    let place = u64::from((index as u32) << 1 | side as u32 | mark);
     EventData::new_u64(u64::from(generation) << 32 | place)
 }
 
@@ -32,8 +92,8 @@ pub(super) struct Registered<'a> {
     pub socket: &'a mut Socket,
     /// The set that it is in.
     pub epoll: &'a OwnedFd,
-    /// What its events carry.
-    pub token: EventData,
+    /// What its events carry; `None` before it is in the set.
+    pub token: Option<EventData>,
 }
 
 impl Side for Registered<'_> {
@@ -58,17 +118,36 @@ impl Side for Registered<'_> {
         if !self.socket.writable {
             return Err(ErrorKind::WouldBlock.into());
         }
+        if self.socket.lacks != Lacks::Nothing {
+            // Without it the second small write would wait for the answer to the first [RFC 896];
+            // so would the last piece of a first one that takes several segments.
+            match self.socket.lacks {
+                Lacks::NoDelay { written: false } if bytes.len() < SEGMENT => {}
+                _ => self.socket.no_delay(),
+            }
+        }
         let sent = send(&self.socket.fd, bytes, SendFlags::NOSIGNAL);
-        if sent == Err(rustix::io::Errno::AGAIN) {
-            self.socket.writable = false;
-            // Reports at once if it has become writable since.
-            let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-            epoll::modify(self.epoll, self.socket.fd.as_fd(), self.token, flags)?;
+        match (sent, self.token) {
+            (Err(rustix::io::Errno::AGAIN), Some(token)) => {
+                self.socket.writable = false;
+                // Reports at once if it has become writable since.
+                let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+                epoll::modify(self.epoll, self.socket.fd.as_fd(), token, flags)?;
+            }
+            (Ok(_), _) if self.socket.lacks == (Lacks::NoDelay { written: false }) => {
+                self.socket.lacks = Lacks::NoDelay { written: true };
+            }
+            _ => {}
         }
         Ok(sent?)
     }
 
     fn end(&mut self) -> io::Result<()> {
         Ok(shutdown(&self.socket.fd, Shutdown::Write)?)
+    }
+
+    fn end_last(&mut self) -> io::Result<()> {
+        // The pair is over, and closing the socket sends the same packet.
+        Ok(())
     }
 }

@@ -43,12 +43,7 @@ impl<C, B> Relay<C, B> {
         Relay {
             client: established.client,
             broker: established.broker,
-            pair: Pair::new(
-                established.to_broker,
-                established.to_client,
-                established.idle,
-                established.record,
-            ),
+            pair: established.pair,
             last_activity: Instant::now(),
             timer: None,
         }

@@ -32,10 +32,12 @@ fn stage(pipe: usize, setup: Setup) -> Stage {
     let relay = tokio::spawn(Relay::new(Established {
         client: client_side,
         broker: broker_side,
-        to_broker: setup.to_broker,
-        to_client: setup.to_client,
-        idle: setup.idle,
-        record: counts.record(),
+        pair: Pair::new(
+            setup.to_broker,
+            setup.to_client,
+            setup.idle,
+            counts.record(),
+        ),
     }));
     Stage {
         client,

@@ -1,8 +1,7 @@
 //! What a relay thread owns and does.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SendError;
 use std::time::{Duration, Instant};
@@ -12,9 +11,12 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use slab::Slab;
 
-use super::engine::{Carried, Order, Shared, lock};
+use super::dialling::Dialled;
+use super::engine::{Carried, Engine, Order, lock};
+use super::listening::{LISTENERS, Listening};
 use super::pair::{Pair, Progress};
-use super::socket::{Registered, Socket, token};
+use super::parked::Watched;
+use super::socket::{BROKER, Lacks, PARKED, Registered, Socket, token};
 
 /// The buffer that all pairs of a thread read into. Large reads make large writes, and those let
 /// a receiver sleep longer: with 64 KiB a gigabyte costs more than twice the CPU.
@@ -28,21 +30,35 @@ const LONGEST_TICK: Duration = Duration::from_secs(1);
 const WAKE: u64 = u64::MAX;
 
 /// A relayed pair in the slab.
-struct Relayed {
-    sockets: [Socket; 2],
-    pair: Pair,
+pub(super) struct Relayed {
+    /// The client's and the broker's.
+    pub sockets: [Socket; 2],
+    /// What is relayed.
+    pub pair: Pair,
     /// Tells events for this pair from late ones for an earlier pair in the same place.
-    generation: u32,
+    pub generation: u32,
     /// In [`State::queue`].
     queued: bool,
-    last_activity: Instant,
+    /// When bytes last moved.
+    pub last_activity: Instant,
+    /// Until its broker has answered.
+    pub dial: Option<Box<dyn Dialled>>,
 }
 
 /// Everything that a relay thread owns.
 pub(super) struct State {
-    shared: Arc<Shared>,
-    epoll: OwnedFd,
-    pairs: Slab<Relayed>,
+    /// The handle of this thread.
+    pub engine: Engine,
+    /// Every socket of this thread is in it.
+    pub epoll: OwnedFd,
+    /// The pairs.
+    pub pairs: Slab<Relayed>,
+    /// Clients that have not sent anything yet.
+    pub parked: Slab<Watched>,
+    /// Where connections are accepted.
+    pub listening: Vec<Listening>,
+    /// Nothing is accepted at the moment.
+    pub paused: bool,
     generation: u32,
     /// Pairs with more to do at once.
     queue: Vec<usize>,
@@ -51,7 +67,8 @@ pub(super) struct State {
     scratch: Box<[u8]>,
     tick: Option<Duration>,
     next_tick: Instant,
-    now: Instant,
+    /// When the events that are being handled came.
+    pub now: Instant,
 }
 
 impl State {
@@ -59,15 +76,19 @@ impl State {
     ///
     /// # Errors
     /// When no descriptor is left.
-    pub fn new(shared: Arc<Shared>) -> io::Result<Self> {
+    pub fn new(engine: Engine) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let flags = EventFlags::IN | EventFlags::ET;
-        epoll::add(&epoll, &shared.wake, EventData::new_u64(WAKE), flags)?;
+        let wake = &engine.shared.wake;
+        epoll::add(&epoll, wake, EventData::new_u64(WAKE), flags)?;
         let now = Instant::now();
         Ok(State {
-            shared,
+            engine,
             epoll,
             pairs: Slab::new(),
+            parked: Slab::new(),
+            listening: Vec::new(),
+            paused: false,
             generation: 0,
             queue: Vec::new(),
             current: None,
@@ -95,8 +116,10 @@ impl State {
             for event in &events {
                 self.handle(event.data.u64(), event.flags);
             }
+            let held = self.pairs.len() + self.parked.len();
+            self.engine.shared.held.store(held, Ordering::Relaxed);
             if self.tick.is_some() && self.now >= self.next_tick {
-                self.look_for_idle_pairs();
+                self.look_at_all();
             }
         }
     }
@@ -115,8 +138,8 @@ impl State {
     }
 
     fn wait(&mut self, events: &mut Vec<Event>) {
-        self.shared.awake.store(false, Ordering::SeqCst);
-        let busy = !self.queue.is_empty() || !lock(&self.shared.orders).is_empty();
+        self.engine.shared.awake.store(false, Ordering::SeqCst);
+        let busy = !self.queue.is_empty() || !lock(&self.engine.shared.orders).is_empty();
         let timeout = match (busy, self.tick) {
             (true, _) => Some(Duration::ZERO),
             (false, Some(_)) => Some(self.next_tick.saturating_duration_since(Instant::now())),
@@ -127,17 +150,23 @@ impl State {
             tv_nsec: timeout.subsec_nanos().into(),
         });
         let waited = epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref());
-        self.shared.awake.store(true, Ordering::SeqCst);
+        self.engine.shared.awake.store(true, Ordering::SeqCst);
         // EINTR is the only error that can happen, and the loop comes back here.
         let _ = waited;
     }
 
     fn take_orders(&mut self) {
-        let orders = std::mem::take(&mut *lock(&self.shared.orders));
+        let orders = std::mem::take(&mut *lock(&self.engine.shared.orders));
         for order in orders {
             match order {
                 Order::Adopt(pairs) => pairs.into_iter().for_each(|pair| self.adopt(pair)),
                 Order::Answer(question) => drop(question),
+                Order::Park(parked) => self.park(parked),
+                Order::Listen(door) => self.listen(door),
+                Order::PauseListening(heard) => self.pause_listening(heard),
+                Order::ResumeListening => self.resume_listening(),
+                Order::StopListening => self.stop_listening(),
+                Order::OpenDoor(door) => self.open_door(door),
                 Order::Release(to) => {
                     // Nobody to take them: they stay here.
                     if let Err(SendError(pairs)) = to.send(self.release_all()) {
@@ -148,67 +177,111 @@ impl State {
         }
     }
 
-    fn adopt(&mut self, carried: Carried) {
+    /// A number that tells what stands in a place of a slab from what stood there before.
+    pub fn next_generation(&mut self) -> u32 {
         self.generation = self.generation.wrapping_add(1);
-        let index = self.pairs.insert(Relayed {
-            sockets: [carried.client, carried.broker].map(|fd| Socket {
-                fd,
-                readable: false,
-                writable: true,
-                hung_up: false,
-            }),
-            pair: carried.pair,
-            generation: self.generation,
-            queued: false,
-            last_activity: carried.last_activity,
-        });
-        let relayed = &self.pairs[index];
-        let registered = (0..2).try_for_each(|side| {
-            let data = token(index, side, relayed.generation);
-            let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
-            epoll::add(&self.epoll, &relayed.sockets[side].fd, data, flags)
-        });
-        if let Err(error) = registered {
-            log::error!("a connection is cut, epoll refuses it: {error}");
-            self.pairs.remove(index);
-            return;
-        }
-        self.expect_idle(relayed.pair.idle_timeout());
-        // Only what is owed already: what the sockets have shows in their first events.
-        self.advance(index);
+        self.generation
     }
 
+    fn adopt(&mut self, carried: Carried) {
+        let generation = self.next_generation();
+        let fresh = carried.lacks != Lacks::Nothing;
+        let index = self.pairs.insert(Relayed {
+            sockets: [
+                Socket::new(carried.client, Lacks::Nothing),
+                Socket::new(carried.broker, carried.lacks),
+            ],
+            pair: carried.pair,
+            generation,
+            queued: false,
+            last_activity: carried.last_activity,
+            dial: carried.dial,
+        });
+        if fresh {
+            // Its options are set at the next tick, if it lives to see it.
+            self.expect_idle(Some(4 * LONGEST_TICK));
+        }
+        if self.pairs[index].dial.is_some() {
+            return self.begin_dial(index);
+        }
+        if self.watch(index) {
+            // Only what is owed already: what the sockets have shows in their first events.
+            self.advance(index);
+        }
+    }
+
+    /// Puts those sockets of a pair into the set that are not in it. False if it could not be
+    /// done and the pair is gone.
+    pub fn watch(&mut self, index: usize) -> bool {
+        let relayed = &mut self.pairs[index];
+        let generation = relayed.generation;
+        let idle = relayed.pair.idle_timeout();
+        for side in 0..2 {
+            let socket = &mut relayed.sockets[side];
+            if socket.watched {
+                continue;
+            }
+            let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+            let data = token(index, side, generation, 0);
+            if let Err(error) = epoll::add(&self.epoll, &socket.fd, data, flags) {
+                log::error!("a connection is cut, epoll refuses it: {error}");
+                self.pairs.remove(index);
+                return false;
+            }
+            socket.watched = true;
+        }
+        self.expect_idle(idle);
+        true
+    }
+
+    /// Takes out every pair whose broker has answered; one that is still being dialled stays.
     fn release_all(&mut self) -> Vec<Carried> {
-        let epoll = &self.epoll;
-        let pairs = self.pairs.drain().map(|relayed| {
-            let [client, broker] = relayed.sockets.map(|socket| socket.fd);
-            for socket in [&client, &broker] {
+        let answered = self.pairs.iter().filter(|(_, pair)| pair.dial.is_none());
+        let answered: Vec<usize> = answered.map(|(index, _)| index).collect();
+        self.queue.clear();
+        let let_go = |index| {
+            let Relayed {
+                sockets,
+                pair,
+                last_activity,
+                ..
+            } = self.pairs.remove(index);
+            let [client, broker] = sockets.map(|mut socket| {
+                socket.complete();
                 // The set holds a socket by its open file, which outlives this descriptor when
                 // another process has it too.
-                let _ = epoll::delete(epoll, socket);
-            }
+                let _ = epoll::delete(&self.epoll, &socket.fd);
+                socket.fd
+            });
             Carried {
                 client,
                 broker,
-                pair: relayed.pair,
-                last_activity: relayed.last_activity,
+                pair,
+                last_activity,
+                dial: None,
+                lacks: Lacks::Nothing,
             }
-        });
-        let pairs = pairs.collect();
-        self.queue.clear();
-        self.tick = None;
-        pairs
+        };
+        answered.into_iter().map(let_go).collect()
     }
 
     fn handle(&mut self, data: u64, flags: EventFlags) {
+        self.current = None;
         if data == WAKE {
             return;
         }
-        let (index, side) = ((data as u32 >> 1) as usize, (data & 1) as usize);
+        if data >= LISTENERS {
+            return self.accept((data - LISTENERS) as usize);
+        }
+        let (generation, place) = ((data >> 32) as u32, data as u32);
+        if place & PARKED != 0 {
+            return self.unpark(((place & !PARKED) >> 1) as usize, generation);
+        }
+        let (index, side) = ((place >> 1) as usize, (place & 1) as usize);
         let Some(relayed) = self.pairs.get_mut(index) else {
             return;
         };
-        if relayed.generation != (data >> 32) as u32 {
+        if relayed.generation != generation {
             return;
         }
         let broken = flags.intersects(EventFlags::ERR | EventFlags::HUP);
@@ -216,10 +289,14 @@ impl State {
         socket.hung_up |= broken || flags.contains(EventFlags::RDHUP);
         socket.readable |= socket.hung_up || flags.contains(EventFlags::IN);
         socket.writable |= broken || flags.contains(EventFlags::OUT);
-        self.advance(index);
+        match relayed.dial {
+            Some(_) => self.dial_event(index, side, flags),
+            None => self.advance(index),
+        }
     }
 
-    fn advance(&mut self, index: usize) {
+    /// Moves what can be moved.
+    pub fn advance(&mut self, index: usize) {
         let Some(relayed) = self.pairs.get_mut(index) else {
             return;
         };
@@ -229,7 +306,7 @@ impl State {
         let on = |side, socket| Registered {
             socket,
             epoll: &self.epoll,
-            token: token(index, side, generation),
+            token: Some(token(index, side, generation, 0)),
         };
         let (progress, moved) =
             relayed
@@ -256,7 +333,7 @@ impl State {
     }
 
     /// Makes sure that the ticks are close enough for this idle timeout.
-    fn expect_idle(&mut self, idle: Option<Duration>) {
+    pub fn expect_idle(&mut self, idle: Option<Duration>) {
         let Some(idle) = idle else {
             return;
         };
@@ -267,23 +344,41 @@ impl State {
         }
     }
 
-    fn look_for_idle_pairs(&mut self) {
+    /// Looks for everything whose time is over, and gives the sockets of pairs that live what
+    /// they still lack.
+    fn look_at_all(&mut self) {
         self.tick = None;
-        let mut shortest: Option<Duration> = None;
         let now = self.now;
-        self.pairs.retain(|_, relayed| {
+        let mut shortest: Option<Duration> = None;
+        let mut sooner = |left: Duration| {
+            shortest = Some(shortest.map_or(left, |shortest| shortest.min(left)));
+        };
+        let mut late = Vec::new();
+        self.pairs.retain(|index, relayed| {
+            if let Some(dial) = &relayed.dial {
+                match dial.deadline().checked_duration_since(now) {
+                    Some(left) => sooner(left),
+                    None => late.push(index),
+                }
+                return true;
+            }
+            relayed.sockets[BROKER].complete();
             let Some(idle) = relayed.pair.idle_timeout() else {
                 return true;
             };
             let passed = now.saturating_duration_since(relayed.last_activity) >= idle;
-            if passed {
-                relayed.pair.idle_timeout_passed();
-            } else {
-                shortest = Some(shortest.map_or(idle, |shortest| shortest.min(idle)));
+            match passed {
+                true => relayed.pair.idle_timeout_passed(),
+                false => sooner(idle),
             }
             !passed
         });
         self.expect_idle(shortest);
+        for index in late {
+            self.dial_failed(index, ErrorKind::TimedOut.into());
+        }
+        let left = self.look_for_late_ones();
+        self.expect_idle(left);
         // After a storm the memory goes back.
         if self.pairs.capacity() > 64 && self.pairs.len() < self.pairs.capacity() / 4 {
             self.pairs.shrink_to_fit();
