@@ -36,7 +36,7 @@ async fn relayed(relay: impl FnOnce(Established<TcpStream, TcpStream>)) -> (TcpS
     let metrics = Arc::new(Metrics::default());
     let listener = Arc::new(Listener {
         address: "127.0.0.1:9100".parse().unwrap(),
-        active: metrics.active_connections("127.0.0.1:9100".to_owned()),
+        counts: metrics.listener("127.0.0.1:9100".parse().unwrap()),
         tls: None,
     });
     let place = Arc::new(Semaphore::new(1)).try_acquire_owned().ok();

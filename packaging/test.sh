@@ -53,6 +53,17 @@ for schema in config apisix; do
     python3 -m json.tool "$root/usr/share/mqtt-proxy/schema/$schema.json" >/dev/null || fail "schema $schema"
 done
 
+share=$root/usr/share/mqtt-proxy
+python3 -m json.tool "$share/grafana/mqtt-proxy.json" >/dev/null || fail 'the dashboard is no JSON'
+[ -s "$share/prometheus/mqtt-proxy.rules.yml" ] || fail 'no alert rules'
+promtool=${PROMTOOL:-promtool}
+if command -v "$promtool" >/dev/null; then
+    "$promtool" check rules "$share/prometheus/mqtt-proxy.rules.yml" >/dev/null || fail 'promtool check rules'
+    (cd "$share/prometheus" && "$promtool" test rules mqtt-proxy.test.yml >/dev/null) || fail 'promtool test rules'
+else
+    say 'skipped: no promtool (Debian package prometheus) to check the alert rules'
+fi
+
 # Under the units of this machine, but with the binary in the scratch root.
 sed "s,/usr/bin/mqtt-proxy,$root&," "$root/usr/lib/systemd/system/mqtt-proxy.service" >"$root/mqtt-proxy.service"
 warnings=$(systemd-analyze verify --man=no "$root/mqtt-proxy.service" 2>&1) || fail "systemd-analyze verify: $warnings"

@@ -19,6 +19,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod histogram;
 pub mod mqtt;
 pub mod plugin;
 pub mod route;

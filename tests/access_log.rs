@@ -10,10 +10,11 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 use support::metrics::value;
-use support::mqtt::disconnect;
+use support::mqtt::{disconnect, hex};
+use support::tls::{Authority, TlsClient, ssl, tls_config, tls_routes};
 use support::{
-    Broker, Client, Connect, DeadPort, Files, Proxy, SOON, config_with, free_port, free_ports,
-    local, wait_until,
+    Broker, Client, Connect, Files, Proxy, SOON, config_with, free_port, free_ports, local,
+    wait_until,
 };
 
 const DROPPED: &str = "mqtt_proxy_access_log_dropped_total";
@@ -57,7 +58,8 @@ fn one_line_when_it_is_admitted_and_one_when_it_ends() {
     let _proxy = Proxy::start(&files, &[port]);
     let connect = Connect::v5("dev\"1\"\u{7f}")
         .username("fleet")
-        .keep_alive(30);
+        .keep_alive(30)
+        .properties(&hex("11 00000e10"));
     let mut client = Client::mqtt(port, &connect);
     let from = client.local_addr().to_string();
 
@@ -70,6 +72,7 @@ fn one_line_when_it_is_admitted_and_one_when_it_ends() {
     assert_eq!(admitted["username"], "fleet");
     assert_eq!(admitted["keep_alive"], 30);
     assert_eq!(admitted["clean_start"], true);
+    assert_eq!(admitted["session_expiry"], 3600);
     assert_eq!(admitted["route"], "devices");
     assert_eq!(admitted["upstream"], "brokers");
     assert_eq!(admitted["node"], broker.addr().to_string());
@@ -89,74 +92,13 @@ fn one_line_when_it_is_admitted_and_one_when_it_ends() {
     assert_eq!(end["conn"], admitted["conn"]);
     assert_eq!(end["client_id"], admitted["client_id"]);
     assert_eq!(ended(&end), ["client", "relay", "client_closed"]);
+    assert_eq!(end["connack"], 0);
+    assert!(end["first_byte_seconds"].as_f64().expect("a number") < 10.0);
     let sent = connect.build().len() + disconnect().len();
     assert_eq!(end["to_broker_bytes"], sent);
     // CONNACK, and the echo of DISCONNECT.
     assert_eq!(end["to_client_bytes"], 5 + disconnect().len());
     assert!(!all[1].contains('\u{7f}'), "a control character in the log");
-}
-
-#[test]
-fn every_end_says_who_and_in_which_phase() {
-    let broker = Broker::scripted(|mut conn| {
-        conn.accept_mqtt();
-        // The first packet after CONNECT says how to end.
-        match conn.read_packet().as_deref() {
-            Some([0xe0, ..]) => conn.reset(),
-            _ => conn.finish_sending(),
-        }
-    });
-    let port = free_port();
-    let more = "mqtt_proxy:\n  limits: {first_byte_timeout: 1, connect_timeout: 2}\n  \
-                access_log: {path: access.log}\n";
-    let files = files(port, broker.addr(), more);
-    let mut proxy = Proxy::start(&files, &[port]);
-    let mut seen = 0;
-    let mut next = |admitted: bool, expected: [&str; 3]| {
-        seen += 1 + usize::from(admitted);
-        let all = lines(&files, "access.log", seen);
-        assert_eq!(all.len(), seen, "{all:#?}");
-        let line = json(&all[seen - 1]);
-        assert_eq!(ended(&line), expected, "{line}");
-    };
-
-    Client::to(port).finish_sending();
-    next(false, ["client", "connect", "client_left_early"]);
-    Client::to(port).expect_fin();
-    next(false, ["proxy", "connect", "first_byte_timeout"]);
-    let mut slow = Client::to(port);
-    slow.send(&[0x10]);
-    slow.expect_fin();
-    next(false, ["proxy", "connect", "connect_timeout"]);
-    let mut odd = Client::to(port);
-    odd.try_send(b"GET / HTTP/1.1\r\n\r\n");
-    odd.expect_closed();
-    // What is no MQTT at all is refused by its first byte.
-    next(false, ["proxy", "connect", "not_mqtt"]);
-    Client::mqtt(port, &Connect::v311("a")).reset();
-    next(true, ["client", "relay", "client_error"]);
-    let mut client = Client::mqtt(port, &Connect::v311("b"));
-    client.send(support::mqtt::PINGREQ);
-    client.expect_fin();
-    drop(client);
-    next(true, ["broker", "relay", "broker_closed"]);
-    let mut client = Client::mqtt(port, &Connect::v311("c"));
-    client.send(&disconnect());
-    client.expect_closed();
-    drop(client);
-    next(true, ["broker", "relay", "broker_error"]);
-    let dead = DeadPort::new();
-    let text = files.routes_text();
-    let to_dead = text.replace(&broker.addr().to_string(), &dead.addr().to_string());
-    proxy.reload(|| files.replace_routes(to_dead));
-    let mut client = Client::to(port);
-    client.send(&Connect::v311("d").build());
-    client.expect_last(&[0x20, 2, 0, 3]);
-    drop(client);
-    next(false, ["broker", "dial", "connect_failed"]);
-    proxy.reload(|| files.replace_routes("stream_routes: []\n#END\n"));
-    Client::to(port).expect_closed();
-    next(false, ["proxy", "accept", "no_route"]);
 }
 
 #[test]
@@ -215,18 +157,83 @@ fn apisix_keys_write_apisix_format() {
 fn a_format_of_ones_own_escapes_as_nginx_does() {
     let broker = Broker::mqtt();
     let port = free_port();
-    let format = "$remote_addr|${mqtt_client_id}|$upstream_addr|$ssl_protocol|$end_side";
+    let format = "$remote_addr|${mqtt_client_id}|$upstream_addr|$ssl_alpn_protocol|$end_side";
     let more = format!(
         "nginx_config:\n  stream:\n    access_log_format: '{format}'\n{}",
         own(", format: nginx")
     );
     let files = files(port, broker.addr(), &more);
     let mut proxy = Proxy::start(&files, &[port]);
-    proxy.wait_for_log("$ssl_protocol has no value here");
+    proxy.wait_for_log("$ssl_alpn_protocol has no value here");
     drop(Client::mqtt(port, &Connect::v311("a\"\u{e9}")));
     let line = lines(&files, "access.log", 1).remove(0);
     let expected = format!("127.0.0.1|a\\x22\\xC3\\xA9|{}|-|client", broker.addr());
     assert_eq!(line, expected);
+}
+
+#[test]
+fn variables_of_tls_are_in_every_format() {
+    let broker = Broker::mqtt();
+    let ca = Authority::new("root");
+    let client = format!(", client: {{ca: {:?}}}", ca.pem());
+    let ssls = [ssl("1", "a.test", &ca.issue(&["a.test"]), &client)];
+    let routes = tls_routes(&support::tls::one_node(broker.addr()), &ssls);
+    let identity = ca.issue(&["dev 1"]);
+    let certificate = openssl::x509::X509::from_pem(identity.cert.as_bytes()).expect("PEM");
+    let digest = certificate.digest(openssl::hash::MessageDigest::sha1());
+    let digest = digest.expect("SHA-1");
+    let fingerprint: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let serial = certificate.serial_number().to_bn().expect("a number");
+    let serial = serial.to_hex_str().expect("a number").to_string();
+    let expected = [
+        ("ssl_server_name", "a.test"),
+        ("ssl_protocol", "TLSv1.3"),
+        ("ssl_cipher", "TLS_AES_256_GCM_SHA384"),
+        ("ssl_session_reused", "."),
+        ("ssl_client_verify", "SUCCESS"),
+        ("ssl_client_s_dn", "CN=dev 1,O=mqtt-proxy tests"),
+        ("ssl_client_cn", "dev 1"),
+        ("ssl_client_serial", &serial),
+        ("ssl_client_fingerprint", &fingerprint),
+    ];
+    let variables: Vec<String> = expected.map(|(name, _)| format!("${name}")).into();
+    let format = variables.join("|");
+    for kind in ["json", "logfmt", "nginx"] {
+        let port = free_port();
+        let more = format!(
+            "nginx_config:\n  stream:\n    access_log_format: '{format}'\n{}",
+            own(&format!(", format: {kind}"))
+        );
+        let files = Files::new(&tls_config(&[port], "", &more), &routes);
+        let _proxy = Proxy::start(&files, &[port]);
+        let client = TlsClient::to(port).name("A.test").identity(&identity);
+        let client = client.version(openssl::ssl::SslVersion::TLS1_3);
+        drop(client.mqtt(&Connect::v311("x")).expect("a handshake"));
+        let line = match kind {
+            "nginx" => lines(&files, "access.log", 1).remove(0),
+            _ => lines(&files, "access.log", 2).remove(1),
+        };
+        match kind {
+            "nginx" => assert_eq!(line, expected.map(|(_, value)| value).join("|")),
+            "json" => {
+                let line = json(&line);
+                for (name, value) in expected {
+                    assert_eq!(line[name], value, "{name}");
+                }
+                assert!(line["handshake_seconds"].as_f64().expect("a number") > 0.0);
+            }
+            _ => {
+                for (name, value) in expected {
+                    let quoted = value.contains(' ') || value.contains('=');
+                    let field = match quoted {
+                        true => format!(" {name}=\"{value}\" "),
+                        false => format!(" {name}={value} "),
+                    };
+                    assert!(line.contains(&field), "{field} in {line}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

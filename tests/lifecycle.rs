@@ -400,10 +400,11 @@ fn the_metrics_endpoint_survives_odd_requests() {
 }
 
 #[test]
-fn without_the_block_nothing_listens_but_the_listeners() {
+fn without_metrics_nothing_listens_but_the_listeners() {
     let broker = Broker::mqtt();
     let port = free_port();
-    let text = config_listening(&[format!("127.0.0.1:{port}")], "");
+    let off = "mqtt_proxy: {metrics: {enabled: false}}\n";
+    let text = config_listening(&[format!("127.0.0.1:{port}")], off);
     let files = Files::new(&text, &routes(&broker));
     let proxy = Proxy::start(&files, &[port]);
     assert_eq!(proxy.count("listening on"), 1, "{:?}", proxy.lines());

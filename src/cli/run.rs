@@ -21,6 +21,8 @@ use crate::session::app::{Policy, ProxyApp};
 use crate::session::connections::Connections;
 use crate::session::heartbeat::Heartbeat;
 use crate::session::opening::TlsPolicy;
+use crate::session::outcome::End;
+use crate::session::refusal::Refusal;
 use crate::session::relay::Relays;
 use crate::session::service::{AcceptLoops, Admission, ListenService};
 use crate::source::{Source, StandaloneFile};
@@ -31,6 +33,7 @@ use crate::telemetry::endpoint::MetricsEndpoint;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::throttle::Throttle;
 use crate::tls;
+use crate::upgrade::UpgradeError;
 use crate::upgrade::new_side::{self, Arrivals};
 use crate::upgrade::old_side::OldSide;
 use crate::upgrade::socket_path;
@@ -53,6 +56,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     none_to_spare(&sockets, &settings)?;
     let table = Arc::new(CurrentTable::default());
     let metrics = Arc::new(Metrics::of(table.clone()));
+    metrics.expect(&Refusal::REASONS, &End::REASONS, &UpgradeError::RESULTS);
     let names = Names::new(settings.dns.clone(), settings.enable_ipv6);
     let folder = files.config.parent().unwrap_or(Path::new("."));
     let tls = tls::Shared::new(&settings, folder).map_err(|error| {
@@ -87,6 +91,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         }
     })?;
     let limit = max_connections(&settings, sockets.clients.len());
+    metrics.connections_limit(limit);
     let conf = server_conf(&settings)?;
     let threads = conf.threads;
     log::info!("{threads} worker threads, at most {limit} connections at a time");
@@ -140,6 +145,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
                 listeners: sockets.listeners(),
                 metrics: metrics.clone(),
                 taking_over,
+                succeeded: AtomicBool::new(false),
                 access_log: access_log.clone(),
             };
             arrivals.take(inherited, has_started);

@@ -88,12 +88,13 @@ impl Sockets {
         };
         let places = settings.tls.max_handshakes.min(Semaphore::MAX_PERMITS);
         let handshakes = Arc::new(Semaphore::new(places));
+        metrics.handshake_places(handshakes.clone(), places);
         let mut clients = Vec::with_capacity(settings.listeners.len());
         for configured in &settings.listeners {
             let socket = open(configured.addr, &configured.written)?;
             let listener = Listener {
                 address: configured.addr,
-                active: metrics.active_connections(configured.addr.to_string()),
+                counts: metrics.listener(configured.addr),
                 tls: tls_mode(configured).map(|mode| TlsListener {
                     mode,
                     handshakes: handshakes.clone(),
@@ -103,16 +104,24 @@ impl Sockets {
         }
         let metrics = match &settings.metrics {
             None => None,
-            Some(configured) => {
-                let socket = open(configured.addr, &configured.addr.to_string())?;
-                let listener = Listener {
-                    address: configured.addr,
-                    // Scrapes are no client connections: a gauge that nobody reads.
-                    active: Default::default(),
-                    tls: None,
-                };
-                Some((Arc::new(listener), socket))
-            }
+            Some(configured) => match open(configured.addr, &configured.addr.to_string()) {
+                Ok(socket) => {
+                    let listener = Listener {
+                        address: configured.addr,
+                        // Scrapes are no client connections: counts that nobody reads.
+                        counts: Metrics::default().listener(configured.addr),
+                        tls: None,
+                    };
+                    Some((Arc::new(listener), socket))
+                }
+                Err(failure) if configured.required => return Err(failure),
+                // Nobody asked for it: another proxy on this machine may have it.
+                Err(Failure::Running(why)) => {
+                    log::warn!("no metrics are served: {why}; mqtt_proxy.metrics says where else");
+                    None
+                }
+                Err(failure) => return Err(failure),
+            },
         };
         Ok(Sockets { clients, metrics })
     }

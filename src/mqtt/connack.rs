@@ -55,6 +55,19 @@ pub fn read_connack(received: &[u8], level: u8) -> BrokerFirst {
     }
 }
 
+/// The return or reason code of a CONNACK that begins `received`, of which the rest may be missing.
+pub fn connack_code(received: &[u8]) -> Option<u8> {
+    let (&first, behind) = received.split_first()?;
+    let remaining = VarInt::read(behind)?;
+    if first != 0x20 || remaining.unterminated || remaining.value < 2 {
+        return None;
+    }
+    let [_flags, code, ..] = behind.get(remaining.len..)? else {
+        return None;
+    };
+    Some(*code)
+}
+
 fn read_body(mut body: Cursor<'_>, level: u8) -> Option<BrokerFirst> {
     let session_present = body.byte()? & 0x01 != 0;
     let code = body.byte()?;
@@ -105,6 +118,23 @@ mod tests {
         else {
             panic!("{resumed:?}");
         };
+    }
+
+    #[test]
+    fn the_code_alone_needs_no_more_than_its_byte() {
+        assert_eq!(connack_code(&[0x20, 2, 0, 5]), Some(5));
+        assert_eq!(connack_code(&[0x20, 19, 0, 0x87]), Some(0x87));
+        assert_eq!(connack_code(&[0x20, 0x93, 0x01, 0, 0x87]), Some(0x87));
+        for other in [
+            &[][..],
+            &[0x20],
+            &[0x20, 2, 0],
+            &[0x20, 1, 0, 9],
+            &[0xf0, 2, 0x18, 0],
+            &[0x20, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        ] {
+            assert_eq!(connack_code(other), None, "{other:x?}");
+        }
     }
 
     #[test]

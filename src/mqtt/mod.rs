@@ -42,7 +42,7 @@ mod proptests;
 #[cfg(test)]
 mod testing;
 
-pub use connack::{BrokerFirst, MAX_CONNACK_SIZE, read_connack};
+pub use connack::{BrokerFirst, MAX_CONNACK_SIZE, connack_code, read_connack};
 pub use connect::{Connect, DecodeOptions, Mode, Protocol, UserProperties, decode};
 pub use error::DecodeError;
 pub use excerpt::{Escaped, Excerpt, escaped};

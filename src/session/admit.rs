@@ -21,9 +21,10 @@ use super::relay::pair::Pair;
 use super::relay::{self, Established, IdleTimeout};
 use crate::config::resource::upstream as config;
 use crate::config::settings::{ConnectMode, RefusalMode};
-use crate::mqtt::Mode;
+use crate::mqtt::{Mode, connack_code};
 use crate::route::Request;
 use crate::table::Route;
+use crate::telemetry::metrics::Origin;
 use crate::tls::identity::TlsVariables;
 use crate::tls::link::Link;
 use crate::upstream::Upstream;
@@ -95,10 +96,7 @@ impl ProxyApp {
             }
             PrereadError::Refused(refusal) => refusal,
         };
-        record.end = End::Refused;
-        if let Some(access) = &mut record.access {
-            access.details.refusal = Some(refusal.reason());
-        }
+        record.refused(&refusal);
         self.report(&refusal, &record);
         let level = preread.mqtt.map(|mqtt| mqtt.level);
         let answer = match self.policy.refusal {
@@ -106,6 +104,9 @@ impl ProxyApp {
             RefusalMode::Close => None,
         };
         if let Some(answer) = answer {
+            if let Some(code) = connack_code(answer.as_slice()) {
+                self.metrics.connack(Origin::Proxy, code);
+            }
             tell_and_close(client, answer.as_slice()).await;
         }
     }
@@ -149,11 +150,11 @@ impl ProxyApp {
             let received = std::mem::take(&mut preread.received);
             let limits = &self.policy.limits;
             let read = read_connect(client, received, plugin, self.mode(), limits, since).await;
-            *preread = read.inspect_err(|_| self.metrics.connection_on_route(&route.id))?;
+            *preread = read.inspect_err(|_| route.count_connection())?;
         }
         let upstream = route.upstream.as_ref();
         let upstream = upstream.map_err(|error| {
-            self.metrics.connection_on_route(&route.id);
+            route.count_connection();
             refuse(error.clone().into())
         })?;
         let key = upstream.key(&variables(&route, record.client, server, tls, preread));
@@ -172,17 +173,17 @@ impl ProxyApp {
     ) {
         let by_address = key.source == Source::AddressFallback;
         if let Some(route) = &record.route {
-            self.metrics.connection_on_route(&route.id);
+            route.count_connection();
             if by_address {
-                self.metrics.hash_key_missing(&route.id);
+                route.count_missing_key();
             }
         }
         if let Some(access) = &mut record.access {
             access.details.server = Some(server);
             access.details.hashed_by_address = Some(by_address);
-            if let Some(mqtt) = &preread.mqtt {
-                access.note_connect(mqtt, since.elapsed());
-            }
+        }
+        if let Some(mqtt) = &preread.mqtt {
+            record.connect_read(mqtt, since.elapsed());
         }
     }
 
@@ -256,7 +257,6 @@ impl ProxyApp {
         first: Option<FirstTry>,
     ) -> Result<Connected, ConnectError> {
         connect(upstream, key, sni, first, |target, error| {
-            self.metrics.connect_failed(upstream.label());
             if let Some(more) = self.throttle.admit(target.node.label()) {
                 log::warn!(
                     "upstream {}: node {} ({}) does not answer: {error}{more}",

@@ -144,12 +144,14 @@ impl ProxyApp {
             // Boxed: the future of a plain connection need not have room for a handshake.
             Some(tls) => Box::pin(self.open(stream, tls.mode, &record, handshake)).await,
         };
+        record.begun(&opened);
         match opened {
             Ok(opened) => self.serve_opened(opened, record).await,
             Err(Failed::ClientLeft) => record.end = End::ClientLeftEarly,
             Err(Failed::Refused(error)) => {
-                record.end = End::Refused;
-                self.report(&error.into(), &record);
+                let refusal = error.into();
+                record.refused(&refusal);
+                self.report(&refusal, &record);
             }
         }
     }
@@ -175,10 +177,9 @@ impl ProxyApp {
         open(socket, mode, policy, &table, &passes_through, in_flight).await
     }
 
-    /// Counts and logs a refusal.
+    /// Logs a refusal.
     pub(super) fn report(&self, refusal: &Refusal, record: &Record) {
         let reason = refusal.reason();
-        self.metrics.refused(reason);
         if let Some(more) = self.throttle.admit(reason) {
             log::warn!(
                 "refused client {} on {}: {reason}: {refusal}{more}",

@@ -88,7 +88,7 @@ impl ProxyApp {
             FirstRead::Part(received) => return unfinished(socket, record, received),
             FirstRead::Nothing => return self.park(socket, record, since),
             FirstRead::Left => {
-                self.metrics.connection_on_route(&route.id);
+                route.count_connection();
                 record.route = Some(route.clone());
                 record.phase = Phase::Connect;
                 record.end = End::ClientLeftEarly;

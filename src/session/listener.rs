@@ -4,11 +4,11 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
-use prometheus_client::metrics::gauge::Gauge;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::Semaphore;
 
 use crate::socket::set_keepalive;
+use crate::telemetry::metrics::ListenerCounts;
 
 /// Connections that the kernel completes before they are accepted. The kernel's own limit
 /// (`net.core.somaxconn`, 4096 by default) caps it.
@@ -19,8 +19,8 @@ const BACKLOG: i32 = 65_535;
 pub struct Listener {
     /// The address it listens on, as bound.
     pub address: SocketAddr,
-    /// How many of its connections are open.
-    pub active: Gauge,
+    /// What is counted of its connections.
+    pub counts: Arc<ListenerCounts>,
     /// What it does with TLS; `None` takes bytes as they are.
     pub tls: Option<TlsListener>,
 }

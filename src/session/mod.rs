@@ -11,6 +11,7 @@ pub(crate) mod at_once;
 pub mod client_stream;
 pub mod connections;
 mod door;
+pub mod end;
 pub mod heartbeat;
 pub mod listener;
 pub mod opening;

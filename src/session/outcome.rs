@@ -4,87 +4,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connections::Live;
 use super::listener::Listener;
+use super::opening::Opened;
+use super::refusal::Refusal;
 use crate::table::Route;
-use crate::telemetry::access_log::{AccessLog, Details, Ending, Line};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::access_log::{AccessLog, Details, Ending, Line, TlsDetails};
+use crate::telemetry::metrics::{Metrics, Origin, Traffic};
+use crate::tls::accept::{Failed, TlsError};
+use crate::tls::link::Link;
 use crate::upstream::Upstream;
 use crate::upstream::node::InFlight;
 use crate::upstream::variables::MqttVariables;
 
-/// Who or what ended a connection, and in which phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum End {
-    /// The client went away before it could be let through.
-    ClientLeftEarly,
-    /// It was refused; the reason is counted apart.
-    Refused,
-    /// The client ended the relayed connection first.
-    ClientClosed,
-    /// The broker ended it first.
-    BrokerClosed,
-    /// The client's side broke: reset, or no answer to keepalive probes.
-    ClientError,
-    /// The broker's side broke.
-    BrokerError,
-    /// Nothing was sent either way for the idle timeout.
-    IdleTimeout,
-    /// This process left: the time that it gives connections was over.
-    Shutdown,
-    /// Another process relays it now (an upgrade).
-    HandedOver,
-    /// The process ended, or a task died: nobody said why.
-    #[serde(other)]
-    Aborted,
-}
-
-impl End {
-    /// The label in logs and metrics.
-    pub fn reason(self) -> &'static str {
-        match self {
-            End::ClientLeftEarly => "client_left_early",
-            End::Refused => "refused",
-            End::ClientClosed => "client_closed",
-            End::BrokerClosed => "broker_closed",
-            End::ClientError => "client_error",
-            End::BrokerError => "broker_error",
-            End::IdleTimeout => "idle_timeout",
-            End::Shutdown => "shutdown",
-            End::HandedOver => "handed_over",
-            End::Aborted => "aborted",
-        }
-    }
-}
-
-/// How far a connection has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Nothing but accepted.
-    Accept,
-    /// CONNECT is being read.
-    Connect,
-    /// A broker is being dialled.
-    Dial,
-    /// Relayed.
-    Relay,
-}
-
-impl Phase {
-    /// The label in the access log.
-    pub fn label(self) -> &'static str {
-        match self {
-            Phase::Accept => "accept",
-            Phase::Connect => "connect",
-            Phase::Dial => "dial",
-            Phase::Relay => "relay",
-        }
-    }
-}
+pub use super::end::{End, Phase};
 
 /// What the access log needs besides the record; only there while there is an access log.
 #[derive(Debug)]
@@ -115,16 +50,20 @@ impl Access {
         })
     }
 
-    /// Takes what CONNECT said, `after` it was accepted.
-    pub fn note_connect(&mut self, mqtt: &MqttVariables, after: Duration) {
+    fn note_connect(&mut self, mqtt: &MqttVariables, after: Duration) {
         let details = &mut self.details;
         details.level = Some(mqtt.level);
         details.client_id = self.log.shown(&mqtt.client_id);
         details.username = mqtt.username.as_ref().and_then(|name| self.log.shown(name));
         details.keep_alive = Some(mqtt.keep_alive);
         details.clean_start = Some(mqtt.clean_start);
-        details.connect_us = u64::try_from(after.as_micros()).ok();
+        details.session_expiry = mqtt.session_expiry;
+        details.connect_us = Some(micros(after));
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What is known about one connection. All counters and the log line of its end come from here,
@@ -147,6 +86,10 @@ pub struct Record {
     pub end: End,
     /// How far it has come.
     pub phase: Phase,
+    /// MQTT protocol level as sent, once CONNECT was read.
+    pub level: Option<u8>,
+    /// Microseconds from accept until the broker could be sent CONNECT; 71 minutes at most.
+    pub sent_us: u32,
     /// What the access log needs, if there is one.
     pub access: Option<Box<Access>>,
     started: Instant,
@@ -156,8 +99,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Opens the record of a connection that has just been accepted. Only one that was handed
-    /// over by another process may be without a place among those that the process may hold.
+    /// Opens the record of a connection that has just been accepted.
     pub fn open(
         client: SocketAddr,
         listener: Arc<Listener>,
@@ -165,7 +107,24 @@ impl Record {
         permit: Option<OwnedSemaphorePermit>,
         live: Live,
     ) -> Self {
-        listener.active.inc();
+        listener.counts.accepted();
+        Record::take_over(client, listener, metrics, permit, live)
+    }
+
+    /// Opens the record of a connection that another process has accepted. Only such a one may be
+    /// without a place among those that the process may hold.
+    pub fn take_over(
+        client: SocketAddr,
+        listener: Arc<Listener>,
+        metrics: Arc<Metrics>,
+        permit: Option<OwnedSemaphorePermit>,
+        live: Live,
+    ) -> Self {
+        listener.counts.opened();
+        let phase = match listener.tls {
+            Some(_) => Phase::Handshake,
+            None => Phase::Accept,
+        };
         Record {
             client,
             listener,
@@ -174,7 +133,9 @@ impl Record {
             to_broker: 0,
             to_client: 0,
             end: End::Aborted,
-            phase: Phase::Accept,
+            phase,
+            level: None,
+            sent_us: 0,
             access: None,
             started: Instant::now(),
             metrics,
@@ -197,7 +158,7 @@ impl Record {
             let details = &mut access.details;
             details.node_addr = Some(address);
             details.tries = u32::try_from(tries).ok();
-            details.dial_us = u64::try_from(took.as_micros()).ok();
+            details.dial_us = Some(micros(took));
         }
         self.admitted();
     }
@@ -207,9 +168,90 @@ impl Record {
         self.started.elapsed()
     }
 
-    /// Writes the line of its admission, if there is an access log.
-    fn admitted(&self) {
+    /// Takes what came of the beginning of a connection of a listener with TLS.
+    pub fn begun(&mut self, opened: &Result<Opened, Failed>) {
+        if self.listener.tls.is_none() {
+            return;
+        }
+        let took = self.age();
+        let (result, took) = match opened {
+            Ok(opened) => {
+                self.phase = Phase::Accept;
+                let reused = opened.tls.as_ref().is_some_and(|tls| tls.reused);
+                match (&opened.link, reused) {
+                    (Link::Plain(_), _) => ("passed_through", None),
+                    (Link::Tls(_), false) => ("ok", Some(took)),
+                    (Link::Tls(_), true) => ("resumed", Some(took)),
+                }
+            }
+            Err(Failed::ClientLeft) => ("client_left", None),
+            Err(Failed::Refused(error)) => (error.reason(), None),
+        };
+        self.metrics.handshake(result, took);
+        let Some(access) = &mut self.access else {
+            return;
+        };
+        access.details.handshake_us = took.map(micros);
+        let shown = |bytes: &[u8]| access.log.shown(bytes);
+        access.details.tls = match opened {
+            Ok(opened) => opened.tls.as_ref().map(|tls| TlsDetails::of(tls, shown)),
+            Err(Failed::Refused(TlsError::UnknownName(name))) => Some(TlsDetails::named(name)),
+            Err(_) => None,
+        };
+    }
+
+    /// CONNECT was read whole, so long after the client could begin to send it.
+    pub fn connect_read(&mut self, mqtt: &MqttVariables, took: Duration) {
+        self.level = Some(mqtt.level);
+        self.metrics.connect_read(took);
+        if let Some(access) = &mut self.access {
+            access.note_connect(mqtt, took);
+        }
+    }
+
+    /// A broker has answered and the connection is let through: writes the line of its admission,
+    /// if there is an access log.
+    fn admitted(&mut self) {
+        self.sent_us = u32::try_from(micros(self.age())).unwrap_or(u32::MAX);
         self.write(None);
+    }
+
+    /// The broker has sent its first bytes, a CONNACK with this code among them perhaps.
+    pub fn answered(&mut self, connack: Option<u8>) {
+        let sent = Duration::from_micros(self.sent_us.into());
+        let after = self.age().saturating_sub(sent);
+        let connack = connack.filter(|_| self.level.is_some());
+        if let Some(code) = connack {
+            self.metrics.connack(Origin::Broker, code);
+            self.metrics.connack_after(after);
+        }
+        if let Some(access) = &mut self.access {
+            access.details.connack = connack;
+            access.details.first_byte_us = Some(micros(after));
+        }
+    }
+
+    /// Bytes were relayed.
+    pub fn relayed(&self, traffic: Traffic) {
+        self.listener.counts.relayed(traffic);
+    }
+
+    /// The connection is not let through.
+    pub fn refused(&mut self, refusal: &Refusal) {
+        let reason = refusal.reason();
+        self.end = End::Refused;
+        self.metrics.refused(reason);
+        let (tries, address) = refusal.tried().unzip();
+        if let Some(access) = &mut self.access {
+            access.details.refusal = Some(reason);
+            access.details.node_addr = address;
+            access.details.tries = tries.and_then(|tries| u32::try_from(tries).ok());
+        }
+        if let Some(route) = &self.route {
+            let node = address.and_then(|address| route.upstream.as_ref().ok()?.node_at(address));
+            let code = self.end.apisix_code(Some(reason));
+            self.listener.counts.session(code, node.unwrap_or_default());
+        }
     }
 
     fn write(&self, ending: Option<Ending>) {
@@ -232,37 +274,17 @@ impl Record {
         });
     }
 
-    /// The end in the access log's words: who, how far, why. This is the one place where they are
-    /// derived.
+    /// The end in the access log's words: who, how far, why.
     fn ending(&self, access: &Access) -> Ending {
         let refusal = access.details.refusal;
-        // A broker that does not answer is what refuses; all else is this program's decision.
-        let unreachable = matches!(refusal, Some("connect_failed" | "retry_timeout"));
-        let side = match self.end {
-            End::ClientLeftEarly | End::ClientClosed | End::ClientError => "client",
-            End::BrokerClosed | End::BrokerError => "broker",
-            End::Refused if unreachable => "broker",
-            End::Refused | End::IdleTimeout | End::Shutdown | End::HandedOver | End::Aborted => {
-                "proxy"
-            }
-        };
-        // As APISIX: 001 is its universal refusal, a preread timeout ends as well as it began.
-        let status = match (self.end, refusal) {
-            (End::Refused, Some("first_byte_timeout" | "connect_timeout")) => "200",
-            (End::Refused, Some("connect_failed" | "retry_timeout" | "no_node")) => "502",
-            (End::Refused, Some("too_large")) => "400",
-            (End::Refused, _) => "001",
-            (End::Aborted, _) => "500",
-            _ => "200",
-        };
         Ending {
-            side,
+            side: self.end.side(refusal),
             phase: self.phase.label(),
             reason: match self.end {
                 End::Refused => refusal.unwrap_or(self.end.reason()),
                 end => end.reason(),
             },
-            status,
+            status: self.end.status(refusal),
             duration: self.age(),
             to_broker: self.to_broker,
             to_client: self.to_client,
@@ -278,17 +300,20 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.listener.active.dec();
-        let reason = self.end.reason();
+        self.listener.counts.closed();
         if self.end == End::HandedOver {
             // It has not ended: the process that relays it now counts and logs it.
             return;
         }
-        self.metrics.ended(reason, self.to_broker, self.to_client);
-        // One that was handed over lives on, and its end is told where it ends.
-        if self.end != End::HandedOver
-            && let Some(access) = &self.access
-        {
+        let reason = self.end.reason();
+        self.metrics.ended(reason);
+        // That of a refused one was counted when it was refused.
+        if self.route.is_some() && self.end != End::Refused {
+            let node = self.broker.as_ref().map(|broker| broker.node().label());
+            let code = self.end.apisix_code(None);
+            self.listener.counts.session(code, node.unwrap_or_default());
+        }
+        if let Some(access) = &self.access {
             self.write(Some(self.ending(access)));
         }
         log::debug!(

@@ -1,5 +1,6 @@
 //! A client that is not let through: why, and how it is told.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -42,6 +43,39 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Every label there is.
+    pub const REASONS: [&str; 18] = [
+        "no_route",
+        "first_byte_timeout",
+        "connect_timeout",
+        "tls_client_hello",
+        "tls_no_name",
+        "tls_unknown_name",
+        "tls_timeout",
+        "tls_client_certificate",
+        "tls_handshake",
+        "not_mqtt",
+        "unsupported_version",
+        "malformed",
+        "protocol_error",
+        "too_large",
+        "no_upstream",
+        "no_node",
+        "connect_failed",
+        "retry_timeout",
+    ];
+
+    /// How many addresses were dialled in vain, and the last one.
+    pub fn tried(&self) -> Option<(usize, SocketAddr)> {
+        match self {
+            Refusal::Unreachable(
+                ConnectError::AllFailed { tries, address, .. }
+                | ConnectError::RetryTimeout { tries, address, .. },
+            ) => Some((*tries, *address)),
+            _ => None,
+        }
+    }
+
     /// The label in logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -356,6 +356,8 @@ impl Source {
                 .filter_map(|ssl| Some((ssl.id.as_str(), expiry::ends(ssl)?))),
         );
         *lock(&self.serving) = Some(loaded.resources);
+        let errors = loaded.diagnostics.iter().filter(|found| found.is_error());
+        self.metrics.serving(errors.count());
         self.loaded(true);
         log_problems(&loaded.diagnostics);
         for warning in &loaded.moved {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{NoUpstream, Route, Table};
+use super::{NoUpstream, Route, RouteCounts, Table};
 use crate::config::resource::plugin::Plugins;
 use crate::config::resource::service::Service;
 use crate::config::resource::stream_route::StreamRoute;
@@ -21,6 +21,11 @@ impl Table {
         let mut builder = Builder {
             context,
             previous,
+            counts: previous
+                .routes
+                .iter()
+                .map(|route| (route.id.as_str(), &route.counts))
+                .collect(),
             upstreams: HashMap::new(),
         };
         for named in &resources.upstreams {
@@ -52,6 +57,8 @@ impl Table {
 struct Builder<'a> {
     context: &'a Context<'a>,
     previous: &'a Table,
+    /// By the id of a route of `previous`.
+    counts: HashMap<&'a str, &'a Arc<RouteCounts>>,
     upstreams: HashMap<String, Arc<Upstream>>,
 }
 
@@ -143,6 +150,11 @@ impl Builder<'_> {
             mqtt_proxy: plugins.mqtt_proxy.as_ref().map(MqttProxy::new),
             tls_passthrough: route.tls_passthrough.unwrap_or(false),
             upstream,
+            counts: self
+                .counts
+                .get(route.id.as_str())
+                .map(|&counts| counts.clone())
+                .unwrap_or_default(),
         }
     }
 }

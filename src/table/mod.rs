@@ -5,6 +5,7 @@ mod build;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 
@@ -30,6 +31,29 @@ pub struct Route {
     pub tls_passthrough: bool,
     /// Where its connections go, or why they can go nowhere.
     pub upstream: Result<Arc<Upstream>, NoUpstream>,
+    /// What is counted of it.
+    pub counts: Arc<RouteCounts>,
+}
+
+impl Route {
+    /// It has taken a connection.
+    pub fn count_connection(&self) {
+        self.counts.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection was hashed by its address for want of a key.
+    pub fn count_missing_key(&self) {
+        self.counts.hash_key_missing.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What is counted of a route, over all loads that have one with its id.
+#[derive(Debug, Default)]
+pub struct RouteCounts {
+    /// Connections that it took.
+    pub connections: AtomicU64,
+    /// Those that were hashed by their address for want of a key.
+    pub hash_key_missing: AtomicU64,
 }
 
 impl Route {
@@ -43,6 +67,7 @@ impl Route {
             tls_passthrough: false,
             mqtt_proxy: None,
             upstream: Err(NoUpstream::Missing),
+            counts: Arc::default(),
         }
     }
 }

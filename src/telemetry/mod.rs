@@ -4,4 +4,3 @@ pub mod access_log;
 pub mod endpoint;
 pub mod metrics;
 pub mod throttle;
-mod upstreams;

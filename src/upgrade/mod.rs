@@ -62,7 +62,33 @@ pub enum UpgradeError {
     Died,
 }
 
+/// The label of an upgrade that succeeded, in metrics.
+pub const SUCCEEDED: &str = "succeeded";
+
 impl UpgradeError {
+    /// Every label there is, that of success included.
+    pub const RESULTS: [&str; 6] = [
+        SUCCEEDED,
+        "not_started",
+        "refused",
+        "busy",
+        "broken",
+        "died",
+    ];
+
+    /// The label of this error in metrics.
+    pub fn result(&self) -> &'static str {
+        match self {
+            UpgradeError::Start(_) | UpgradeError::Ended(_) | UpgradeError::Nobody(_) => {
+                "not_started"
+            }
+            UpgradeError::Refused(_) => "refused",
+            UpgradeError::Busy(_) => "busy",
+            UpgradeError::Channel { .. } | UpgradeError::Unexpected { .. } => "broken",
+            UpgradeError::Died => "died",
+        }
+    }
+
     /// Puts an error of the socket down to a step.
     fn at(step: &'static str) -> impl Fn(io::Error) -> Self {
         move |error| UpgradeError::Channel { step, error }

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use super::channel::Channel;
 use super::message::{Hello, Listeners, State, hear, kind, read, say};
 use super::record::{PairRecord, decode};
-use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, UpgradeError};
+use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, SUCCEEDED, UpgradeError};
 use crate::session::connections::Connections;
 use crate::session::listener::Listener;
 use crate::session::outcome::{Access, Phase, Record};
@@ -130,6 +130,8 @@ pub struct Arrivals {
     pub metrics: Arc<Metrics>,
     /// True until the old process has left.
     pub taking_over: Arc<AtomicBool>,
+    /// Whether this process serves already.
+    pub succeeded: AtomicBool,
     /// Where their end is logged.
     pub access_log: Option<Arc<AccessLog>>,
 }
@@ -216,7 +218,7 @@ impl Arrivals {
                     {
                         return Err(error);
                     }
-                    *taken += held.len();
+                    self.serves(held.len(), taken);
                     self.relays.adopt(std::mem::take(held));
                     crate::systemd::ready();
                 }
@@ -240,7 +242,7 @@ impl Arrivals {
         taken: &mut usize,
     ) -> Result<(), UpgradeError> {
         if channel.peer_has_ended(END_LIMIT) {
-            *taken += held.len();
+            self.serves(held.len(), taken);
             self.relays.adopt(std::mem::take(held));
             crate::systemd::ready();
             return Ok(());
@@ -249,19 +251,27 @@ impl Arrivals {
         Err(UpgradeError::at("taking over connections")(error))
     }
 
+    /// Counts connections that this process has taken over. The first time means that the upgrade
+    /// has succeeded, however many there are.
+    fn serves(&self, connections: usize, taken: &mut usize) {
+        if !self.succeeded.swap(true, Ordering::SeqCst) {
+            self.metrics.upgraded(SUCCEEDED);
+        }
+        self.metrics.taken_over(connections);
+        *taken += connections;
+    }
+
     /// The record that counts a connection here.
     fn open(&self, arrived: &PairRecord, routes: &Routes<'_>) -> Record {
         let listener = self.listeners.get(&arrived.listener).cloned();
         let listener = listener.unwrap_or_else(|| {
             Arc::new(Listener {
                 address: arrived.listener,
-                active: self
-                    .metrics
-                    .active_connections(arrived.listener.to_string()),
+                counts: self.metrics.listener(arrived.listener),
                 tls: None,
             })
         });
-        let mut record = Record::open(
+        let mut record = Record::take_over(
             arrived.client,
             listener,
             self.metrics.clone(),

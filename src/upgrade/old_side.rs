@@ -83,12 +83,15 @@ impl OldSide {
             None
         };
         if let Some(why) = busy {
-            log::error!("upgrade failed: {}", UpgradeError::Busy(why));
+            let error = UpgradeError::Busy(why);
+            self.metrics.upgraded(error.result());
+            log::error!("upgrade failed: {error}");
             return;
         }
         let own = self.clone();
         std::thread::spawn(move || {
             if let Err(error) = own.upgrade(start) {
+                own.metrics.upgraded(error.result());
                 log::error!("upgrade failed, this process goes on serving: {error}");
             }
             own.busy.store(false, Ordering::SeqCst);

@@ -53,6 +53,18 @@ pub struct PairRecord {
     /// What has ended it, if one side has ended already.
     #[serde(default)]
     pub end: Option<End>,
+    /// Its MQTT protocol level.
+    #[serde(default)]
+    pub level: Option<u8>,
+    /// See [`Record::sent_us`].
+    #[serde(default)]
+    pub sent_us: u32,
+    /// Whether what was read of CONNECT has been counted among the bytes.
+    #[serde(default = "yes")]
+    pub counts_bytes: bool,
+    /// Whether the broker has yet to send its first byte.
+    #[serde(default)]
+    pub awaits_answer: bool,
     /// What the access log shows of it, if the old process had one.
     #[serde(default)]
     pub access: Option<Details>,
@@ -60,6 +72,10 @@ pub struct PairRecord {
     pub up: FlowRecord,
     /// Broker to client.
     pub down: FlowRecord,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// One direction of a pair.
@@ -101,6 +117,10 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
             silent_ms: milliseconds(carried.last_activity.elapsed()),
             idle_ms: parts.idle.open.map(milliseconds),
             idle_after_broker_end_ms: parts.idle.after_broker_end.map(milliseconds),
+            level: parts.record.level,
+            sent_us: parts.record.sent_us,
+            counts_bytes: parts.counts_bytes,
+            awaits_answer: parts.awaits_answer,
             access: parts
                 .record
                 .access
@@ -148,7 +168,8 @@ pub fn decode(frame: Frame, mut open: impl FnMut(&PairRecord) -> Record) -> Opti
         let silent = Duration::from_millis(record.silent_ms);
         let state = open(record);
         let (client, broker) = (descriptors.next()?, descriptors.next()?);
-        let pair = Pair::from_parts(up, down, idle, record.end, state);
+        let awaits = (record.counts_bytes, record.awaits_answer);
+        let pair = Pair::from_parts(up, down, idle, record.end, awaits, state);
         pairs.push(Carried {
             // The clock of a machine that started a moment ago cannot look back that far.
             last_activity: now.checked_sub(silent).unwrap_or(now),

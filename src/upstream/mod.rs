@@ -16,6 +16,7 @@ pub mod variables;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use crate::config::resource::ssl::{CertificatePair, Ssl, SslKind};
 use crate::config::resource::upstream::{self as resource, Balancer, HashKey, Host, Scheme};
 use crate::config::settings::RingIdentity;
+use crate::histogram::Histogram;
 use crate::tls;
 use crate::tls::client::{ClientTls, ClientTlsError};
 use hash_key::{Key, Source};
@@ -106,6 +108,8 @@ pub struct Upstream {
     addresses: AtomicUsize,
     /// Where each node stands in the levels, by its own address in memory.
     places: HashMap<usize, Vec<(usize, usize)>>,
+    /// How long connects for clients took that succeeded, over all loads that have it.
+    connect_times: Arc<Histogram>,
 }
 
 impl Upstream {
@@ -177,6 +181,9 @@ impl Upstream {
             ignore_health: AtomicBool::new(false),
             addresses: AtomicUsize::new(0),
             places,
+            connect_times: previous
+                .map(|previous| previous.connect_times.clone())
+                .unwrap_or_default(),
         });
         upstream.judge_levels();
         for name in named {
@@ -191,6 +198,18 @@ impl Upstream {
     /// `ID` of an upstream object, or `route/ID`, `service/ID` for one written inline.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// How long connects for clients took that succeeded, TLS included.
+    pub fn connect_times(&self) -> &Histogram {
+        &self.connect_times
+    }
+
+    /// The label of the node that has this address now.
+    pub fn node_at(&self, address: SocketAddr) -> Option<&str> {
+        let mut nodes = self.nodes();
+        let node = nodes.find(|node| node.addresses().contains(&address))?;
+        Some(node.label())
     }
 
     /// Whether building it again from `config` would make the same.
@@ -288,6 +307,8 @@ impl Upstream {
 
     /// A connect for a client succeeded and took so long.
     pub(crate) fn connected(&self, node: &Node, took: Duration) {
+        self.connect_times.observe(took);
+        node.counts().connected.fetch_add(1, Ordering::Relaxed);
         node.health().connected();
         if self.config.balancer == Balancer::Ewma {
             node.connect_time().add(took);
@@ -297,6 +318,7 @@ impl Upstream {
     /// A connect for a client failed. What the proxy itself is short of says nothing about the
     /// node.
     fn connect_failed(&self, node: &Node, error: &io::Error) {
+        node.counts().failed.fetch_add(1, Ordering::Relaxed);
         let Some(checks) = &self.config.checks else {
             return;
         };

@@ -1,7 +1,7 @@
 //! A node: one broker as the configuration names it, and what is known about it at run time.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
@@ -26,6 +26,15 @@ pub trait NodeUser: std::fmt::Debug + Send + Sync {
     fn load_changed(&self, node: &Node);
 }
 
+/// What is counted of a node, for as long as it is one of its upstream.
+#[derive(Debug, Default)]
+pub struct NodeCounts {
+    /// Connects for clients that succeeded.
+    pub connected: AtomicU64,
+    /// Connects for clients that failed.
+    pub failed: AtomicU64,
+}
+
 /// One broker. Shared by all tables that name it within the same upstream, so that its counts
 /// survive a reload.
 #[derive(Debug)]
@@ -33,6 +42,7 @@ pub struct Node {
     label: String,
     addresses: Addresses,
     live: AtomicUsize,
+    counts: NodeCounts,
     turn: AtomicUsize,
     health: Health,
     connect_time: ConnectTime,
@@ -61,6 +71,7 @@ impl Node {
             label,
             addresses,
             live: AtomicUsize::new(0),
+            counts: NodeCounts::default(),
             turn: AtomicUsize::new(0),
             health: Health::default(),
             connect_time: ConnectTime::default(),
@@ -72,6 +83,11 @@ impl Node {
     /// Its health.
     pub fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// What is counted of it.
+    pub fn counts(&self) -> &NodeCounts {
+        &self.counts
     }
 
     /// The moving average of the time that a connect to it takes.

@@ -23,6 +23,8 @@ pub struct MqttVariables {
     pub keep_alive: u16,
     /// Clean session (3.x) or clean start (5).
     pub clean_start: bool,
+    /// Session Expiry Interval in seconds; MQTT 5 only.
+    pub session_expiry: Option<u32>,
 }
 
 impl MqttVariables {
@@ -34,6 +36,7 @@ impl MqttVariables {
             level: connect.level,
             keep_alive: connect.keep_alive,
             clean_start: connect.clean_start,
+            session_expiry: connect.session_expiry_interval,
         }
     }
 }
@@ -114,6 +117,7 @@ mod tests {
             level: 5,
             keep_alive: 60,
             clean_start: true,
+            session_expiry: None,
         }
     }
 

@@ -74,7 +74,7 @@ pub static MQTT_PROXY: Object = Object::strict(
         Field::new(
             "metrics",
             Kind::Object(&METRICS),
-            "Prometheus metrics; off unless here.",
+            "Where Prometheus metrics are served.",
         ),
         Field::new(
             "access_log",
@@ -185,8 +185,14 @@ static TLS: Object = Object::strict(
 
 static METRICS: Object = Object::strict(
     "",
-    "Prometheus metrics.",
+    "Where Prometheus metrics are served.",
     &[
+        Field::new(
+            "enabled",
+            Kind::Bool,
+            "Whether they are served. With this block, the process does not start without them.",
+        )
+        .default(Literal::Bool(true)),
         Field::new(
             "addr",
             Kind::Text(Text::ANY.pattern(&SOCKET_ADDRESS)),

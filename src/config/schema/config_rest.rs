@@ -172,7 +172,7 @@ pub static PLUGIN_ATTR: Object = Object::strict(
 
 static PROMETHEUS: Object = Object::strict(
     "",
-    "Where metrics are served when prometheus is in stream_plugins.",
+    "Where metrics are served, unless mqtt_proxy.metrics says so.",
     &[
         Field::new("export_uri", PATH, "Path.")
             .default(Literal::Text("/apisix/prometheus/metrics")),
@@ -184,7 +184,7 @@ static PROMETHEUS: Object = Object::strict(
         Field::new(
             "enable_export_server",
             Kind::Bool,
-            "Must not be false for stream metrics.",
+            "False serves none; an error when prometheus is in stream_plugins.",
         )
         .default(Literal::Bool(true)),
         Field::new("metric_prefix", Kind::Any, "").no_effect(),

@@ -17,7 +17,7 @@ const DEFAULT_QUEUE: usize = 8192;
 const DEFAULT_KEEP: usize = 5;
 
 /// Variables of nginx and of this program that have a value here.
-const VARIABLES: [&str; 37] = [
+const VARIABLES: [&str; 50] = [
     "binary_remote_addr",
     "bytes_received",
     "bytes_sent",
@@ -26,12 +26,14 @@ const VARIABLES: [&str; 37] = [
     "end_reason",
     "end_side",
     "hostname",
-    "msec",
     "mqtt_clean_start",
     "mqtt_client_id",
+    "mqtt_connack",
     "mqtt_keep_alive",
     "mqtt_protocol_level",
+    "mqtt_session_expiry",
     "mqtt_username",
+    "msec",
     "pid",
     "protocol",
     "realip_remote_addr",
@@ -46,45 +48,46 @@ const VARIABLES: [&str; 37] = [
     "service_id",
     "service_name",
     "session_time",
+    "ssl_cipher",
+    "ssl_client_cn",
+    "ssl_client_fingerprint",
+    "ssl_client_s_dn",
+    "ssl_client_serial",
+    "ssl_client_verify",
+    "ssl_protocol",
+    "ssl_server_name",
+    "ssl_session_reused",
     "status",
     "stream_listen_addr",
+    "stream_session_reason",
     "time_iso8601",
     "time_local",
     "upstream_addr",
     "upstream_bytes_received",
     "upstream_bytes_sent",
     "upstream_connect_time",
+    "upstream_first_byte_time",
     "upstream_session_time",
 ];
 
 /// Variables of nginx's stream modules that no connection has a value for here: `-` is written.
-const WITHOUT_VALUE: [&str; 26] = [
+const WITHOUT_VALUE: [&str; 16] = [
     "nginx_version",
     "proxy_protocol_addr",
     "proxy_protocol_port",
     "proxy_protocol_server_addr",
     "proxy_protocol_server_port",
     "ssl_alpn_protocol",
-    "ssl_cipher",
     "ssl_ciphers",
     "ssl_client_cert",
-    "ssl_client_fingerprint",
     "ssl_client_i_dn",
     "ssl_client_raw_cert",
-    "ssl_client_s_dn",
-    "ssl_client_serial",
     "ssl_client_v_end",
     "ssl_client_v_remain",
     "ssl_client_v_start",
-    "ssl_client_verify",
     "ssl_curve",
     "ssl_curves",
-    "ssl_protocol",
-    "ssl_server_name",
     "ssl_session_id",
-    "ssl_session_reused",
-    "stream_session_reason",
-    "upstream_first_byte_time",
 ];
 
 /// How and where connections are logged.

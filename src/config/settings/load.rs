@@ -436,27 +436,29 @@ fn metrics(
     const ATTR: [&str; 2] = ["plugin_attr", "prometheus"];
     let default_addr = SocketAddr::from(([127, 0, 0, 1], 9091));
     if let Some(block) = find(root, &["mqtt_proxy", "metrics"]) {
-        return Some(MetricsSettings {
+        return flag(block, &["enabled"], true).then(|| MetricsSettings {
             addr: block
                 .get("addr")
                 .and_then(Node::as_str)
                 .and_then(|text| text.parse().ok())
                 .unwrap_or(default_addr),
             path: text(block, &["path"]).unwrap_or_else(|| DEFAULT_PATH.to_string()),
+            required: true,
         });
     }
-    if !stream_plugins.iter().any(|name| name == "prometheus") {
-        return None;
-    }
+    let required = stream_plugins.iter().any(|name| name == "prometheus");
     let plugin_attr = At::Root.key("plugin_attr");
     let prometheus = plugin_attr.key("prometheus");
     let attr = |names: [&'static str; 2]| find(root, &[ATTR[0], ATTR[1], names[0], names[1]]);
     if !flag(root, &[ATTR[0], ATTR[1], "enable_export_server"], true) {
-        problems.error(
-            place(root, &[ATTR[0], ATTR[1], "enable_export_server"]),
-            &prometheus.key("enable_export_server"),
-            "stream metrics need the export server (APISIX refuses this as well)",
-        );
+        if required {
+            problems.error(
+                place(root, &[ATTR[0], ATTR[1], "enable_export_server"]),
+                &prometheus.key("enable_export_server"),
+                "stream metrics need the export server (APISIX refuses this as well)",
+            );
+        }
+        return None;
     }
     let ip = match attr(["export_addr", "ip"]) {
         None => default_addr.ip(),
@@ -482,6 +484,7 @@ fn metrics(
         addr: SocketAddr::new(ip, port),
         path: text(root, &[ATTR[0], ATTR[1], "export_uri"])
             .unwrap_or_else(|| DEFAULT_PATH.to_string()),
+        required,
     })
 }
 

@@ -409,9 +409,23 @@ fn metrics_of_the_prometheus_plugin() {
         settings.unwrap().metrics,
         Some(MetricsSettings {
             addr: "127.0.0.1:9091".parse().unwrap(),
-            path: "/apisix/prometheus/metrics".to_string()
+            path: "/apisix/prometheus/metrics".to_string(),
+            required: true,
         })
     );
+    let metrics = |text| with_listener(text).0.unwrap().metrics;
+    let unasked = metrics("").unwrap();
+    assert_eq!(unasked.addr.to_string(), "127.0.0.1:9091");
+    assert!(!unasked.required);
+    let elsewhere = metrics("plugin_attr: {prometheus: {export_addr: {port: 1}}}").unwrap();
+    assert_eq!(elsewhere.addr.to_string(), "127.0.0.1:1");
+    assert!(!elsewhere.required);
+    for off in [
+        "mqtt_proxy: {metrics: {enabled: false}}",
+        "plugin_attr: {prometheus: {enable_export_server: false}}",
+    ] {
+        assert_eq!(metrics(off), None, "{off}");
+    }
     let (settings, _) = with_listener(
         "stream_plugins: [prometheus]\nplugin_attr: {prometheus: {export_uri: /p, export_addr: {ip: 127.0.0.2, port: 1}}}",
     );

@@ -43,7 +43,7 @@ pub struct Settings {
     pub fallback_sni: Option<String>,
     /// `apisix.ssl.ssl_trusted_certificate`, unless it is `system`.
     pub trusted_certificate: Option<PathBuf>,
-    /// The metrics endpoint, when it is asked for.
+    /// The metrics endpoint, unless it is turned off.
     pub metrics: Option<MetricsSettings>,
     /// The access log, when it is asked for.
     pub access_log: Option<AccessLogSettings>,
@@ -137,6 +137,9 @@ pub struct MetricsSettings {
     pub addr: SocketAddr,
     /// Path, begins with `/`.
     pub path: String,
+    /// Whether it was asked for: the process does not start then without it. Otherwise another
+    /// program may have the default port.
+    pub required: bool,
 }
 
 /// `mqtt_proxy.connect`.

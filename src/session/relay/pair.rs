@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::IdleTimeout;
 use super::first_answer::{AwaitedConnack, FirstRead};
+use crate::mqtt::connack_code;
 use crate::session::outcome::{End, Record};
+use crate::telemetry::metrics::Traffic;
 
 /// How long a client whose broker is gone may still send into the void. Closing its socket with
 /// unread bytes would make the kernel send a reset, which may overtake the broker's last words
@@ -106,6 +108,10 @@ pub struct PairParts<'a> {
     pub idle: IdleTimeout,
     /// Whether `record.end` says what ended it.
     pub ended: bool,
+    /// Whether what it owed at first has been counted among the bytes.
+    pub counts_bytes: bool,
+    /// Whether the broker has yet to send its first byte.
+    pub awaits_answer: bool,
     /// Its record.
     pub record: &'a Record,
 }
@@ -119,6 +125,10 @@ pub struct Pair {
     /// Until the broker has said something.
     awaited: Option<Box<AwaitedConnack>>,
     ended: bool,
+    /// What it owed at first has been counted among the bytes.
+    counts_bytes: bool,
+    /// The broker has yet to send its first byte.
+    awaits_answer: bool,
     record: Record,
 }
 
@@ -142,7 +152,8 @@ impl Flow {
     }
 
     /// Moves bytes until the sender has no more, the receiver takes no more, or the turn is over.
-    /// Adds what the receiver took to `moved`. `other` is how far the other direction has come.
+    /// Adds what the receiver took to `moved`, and shows `seen` what the sender sent. `other` is how
+    /// far the other direction has come.
     fn advance(
         &mut self,
         sender: &mut impl Side,
@@ -150,6 +161,7 @@ impl Flow {
         scratch: &mut [u8],
         moved: &mut u64,
         other: State,
+        mut seen: impl FnMut(&[u8]),
     ) -> Result<Progress, Failure> {
         for _ in 0..TURN {
             if let Some(owed) = &mut self.owed {
@@ -174,7 +186,10 @@ impl Flow {
                         return Ok(Progress::Wait);
                     }
                     Some(0) => self.state = State::Ended,
-                    Some(count) => self.pass_on(receiver, &scratch[..count], moved)?,
+                    Some(count) => {
+                        seen(&scratch[..count]);
+                        self.pass_on(receiver, &scratch[..count], moved)?;
+                    }
                 },
                 State::Ended => match end(receiver, other) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -227,11 +242,13 @@ impl Pair {
     /// A pair that owes these bytes already.
     pub fn new(to_broker: Vec<u8>, to_client: Vec<u8>, idle: IdleTimeout, record: Record) -> Self {
         Pair {
+            awaits_answer: to_client.is_empty(),
             up: Flow::owing(to_broker),
             down: Flow::owing(to_client),
             idle,
             awaited: None,
             ended: false,
+            counts_bytes: false,
             record,
         }
     }
@@ -243,16 +260,18 @@ impl Pair {
     }
 
     /// A pair as it was in another process: state and owed bytes of each flow, what ended it if
-    /// one side has ended already.
+    /// one side has ended already, and as in [`PairParts`] `counts_bytes` and `awaits_answer`.
     pub fn from_parts(
         up: (State, Vec<u8>),
         down: (State, Vec<u8>),
         idle: IdleTimeout,
         end: Option<End>,
+        (counts_bytes, awaits_answer): (bool, bool),
         record: Record,
     ) -> Self {
         let mut pair = Pair::new(up.1, down.1, idle, record);
         (pair.up.state, pair.down.state) = (up.0, down.0);
+        (pair.counts_bytes, pair.awaits_answer) = (counts_bytes, awaits_answer);
         if let Some(end) = end {
             pair.note(end);
         }
@@ -266,6 +285,8 @@ impl Pair {
             down: self.down.parts(),
             idle: self.idle,
             ended: self.ended,
+            counts_bytes: self.counts_bytes,
+            awaits_answer: self.awaits_answer,
             record: &self.record,
         }
     }
@@ -323,14 +344,46 @@ impl Pair {
         broker: &mut impl Side,
         scratch: &mut [u8],
     ) -> (Progress, bool) {
-        let before = self.record.to_broker + self.record.to_client;
-        let up = self.up.advance(
-            client,
-            broker,
-            scratch,
-            &mut self.record.to_broker,
-            self.down.state,
-        );
+        let (to_broker, to_client) = (self.record.to_broker, self.record.to_client);
+        let mut traffic = match self.counts_bytes {
+            true => Traffic::default(),
+            false => self.first_bytes(),
+        };
+        let progress = self.advance_both(client, broker, scratch, &mut traffic);
+        let up = self.record.to_broker - to_broker;
+        let down = self.record.to_client - to_client;
+        traffic.to_broker += up;
+        traffic.to_client += down;
+        if traffic != Traffic::default() {
+            self.record.relayed(traffic);
+        }
+        (progress, up + down > 0)
+    }
+
+    /// What was read and written before anything was relayed: CONNECT. It counts only now, because
+    /// a pair whose broker does not answer is taken apart again.
+    fn first_bytes(&mut self) -> Traffic {
+        self.counts_bytes = true;
+        let (to_broker, to_client) = (self.record.to_broker, self.record.to_client);
+        Traffic {
+            from_client: to_broker + self.up.parts().owed.len() as u64,
+            to_broker,
+            from_broker: to_client + self.down.parts().owed.len() as u64,
+            to_client,
+        }
+    }
+
+    /// Moves what can be moved now; adds what was received to `traffic`.
+    fn advance_both(
+        &mut self,
+        client: &mut impl Side,
+        broker: &mut impl Side,
+        scratch: &mut [u8],
+        traffic: &mut Traffic,
+    ) -> Progress {
+        let (moved, other) = (&mut self.record.to_broker, self.down.state);
+        let seen = |bytes: &[u8]| traffic.from_client += bytes.len() as u64;
+        let up = self.up.advance(client, broker, scratch, moved, other, seen);
         let up = match up {
             Ok(progress) => progress,
             Err(Failure::Sender) => return self.over(End::ClientError),
@@ -351,23 +404,24 @@ impl Pair {
         if self.up.state == State::Ended || up == Progress::Done {
             self.note(End::ClientClosed);
         }
+        let (moved, other) = (&mut self.record.to_client, self.up.state);
+        let mut answer = None;
+        let seen = |bytes: &[u8]| {
+            traffic.from_broker += bytes.len() as u64;
+            if self.awaits_answer {
+                self.awaits_answer = false;
+                answer = Some(connack_code(bytes));
+            }
+        };
         let down = match self.awaited.take() {
-            None => self.down.advance(
-                broker,
-                client,
-                scratch,
-                &mut self.record.to_client,
-                self.up.state,
-            ),
+            None => self
+                .down
+                .advance(broker, client, scratch, moved, other, seen),
             Some(awaited) => {
                 let mut first = FirstRead::of(broker, &awaited);
-                let down = self.down.advance(
-                    &mut first,
-                    client,
-                    scratch,
-                    &mut self.record.to_client,
-                    self.up.state,
-                );
+                let down = self
+                    .down
+                    .advance(&mut first, client, scratch, moved, other, seen);
                 match first.idle() {
                     Some(idle) => self.idle.open = idle,
                     None => self.awaited = Some(awaited),
@@ -375,6 +429,9 @@ impl Pair {
                 down
             }
         };
+        if let Some(connack) = answer {
+            self.record.answered(connack);
+        }
         let down = match down {
             Ok(progress) => progress,
             Err(Failure::Sender) => {
@@ -397,13 +454,11 @@ impl Pair {
                 self.idle.open = Some(self.idle.open.map_or(limit, |idle| idle.min(limit)));
             }
         }
-        let moved = self.record.to_broker + self.record.to_client != before;
-        let progress = match (up, down) {
+        match (up, down) {
             (Progress::Done, Progress::Done) => Progress::Done,
             (Progress::More, _) | (_, Progress::More) => Progress::More,
             _ => Progress::Wait,
-        };
-        (progress, moved)
+        }
     }
 
     /// How long silence may last now; `None` for ever.
@@ -416,9 +471,9 @@ impl Pair {
         self.note(End::IdleTimeout);
     }
 
-    fn over(&mut self, end: End) -> (Progress, bool) {
+    fn over(&mut self, end: End) -> Progress {
         self.note(end);
-        (Progress::Done, false)
+        Progress::Done
     }
 
     /// Notes what ended the connection; the first word counts.

@@ -23,7 +23,7 @@ impl Counts {
     pub fn record(&self) -> Record {
         let listener = Arc::new(Listener {
             address: "127.0.0.1:9100".parse().unwrap(),
-            active: self.metrics.active_connections("127.0.0.1:9100".to_owned()),
+            counts: self.metrics.listener("127.0.0.1:9100".parse().unwrap()),
             tls: None,
         });
         Record::open(

@@ -21,6 +21,19 @@ pub(super) fn logfmt(line: &Line<'_>) -> Vec<u8> {
     fields.text.into_bytes()
 }
 
+/// Variables of TLS that are fields, under their own names.
+const TLS_FIELDS: [&str; 9] = [
+    "ssl_server_name",
+    "ssl_protocol",
+    "ssl_cipher",
+    "ssl_session_reused",
+    "ssl_client_verify",
+    "ssl_client_s_dn",
+    "ssl_client_cn",
+    "ssl_client_serial",
+    "ssl_client_fingerprint",
+];
+
 /// A line in the making. Writing to a String cannot fail.
 struct Fields {
     text: String,
@@ -49,6 +62,11 @@ impl Fields {
         self.put("conn", &format!("{:016x}", details.id));
         self.put("listener", &line.listener.to_string());
         self.put("client", &line.client.to_string());
+        if let Some(tls) = details.tls.as_deref() {
+            for name in TLS_FIELDS {
+                self.put_some(name, tls.get(name));
+            }
+        }
         self.number("mqtt_version", details.level);
         self.put_some("client_id", details.client_id.as_deref());
         self.put_some("username", details.username.as_deref());
@@ -56,6 +74,7 @@ impl Fields {
         if let Some(clean_start) = details.clean_start {
             self.bare("clean_start", clean_start);
         }
+        self.number("session_expiry", details.session_expiry);
         self.put_some("route", line.route);
         self.put_some("upstream", line.upstream);
         self.put_some("node", line.node);
@@ -65,8 +84,11 @@ impl Fields {
         let source = |by_address| if by_address { "address" } else { "configured" };
         self.put_some("hash_key", details.hashed_by_address.map(source));
         self.number("tries", details.tries);
+        self.seconds("handshake_seconds", details.handshake_us);
         self.seconds("connect_seconds", details.connect_us);
         self.seconds("dial_seconds", details.dial_us);
+        self.seconds("first_byte_seconds", details.first_byte_us);
+        self.number("connack", details.connack);
         if let Some(ending) = &line.ending {
             let lived = ending.duration.as_secs_f64();
             self.bare("duration_seconds", format_args!("{lived:.3}"));

@@ -4,6 +4,7 @@
 //! Traffic never waits for it. Lines go through a bounded queue to a thread of their own; those
 //! that find the queue full are dropped and counted.
 
+mod details;
 mod format;
 mod nginx;
 mod output;
@@ -19,57 +20,24 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
-use serde::{Deserialize, Serialize};
 
 use crate::config::settings::{AccessLogFormat, AccessLogSettings, ClientIdPolicy};
 use output::Output;
 use writer::{Message, Writer};
+
+pub use details::{Details, TlsDetails};
 
 /// The most bytes of a client id or user name that are shown.
 const SHOWN: usize = 128;
 /// Pause between two tries to get a flush into a full queue.
 const RETRY: Duration = Duration::from_millis(2);
 
-/// What is known about a connection once it is admitted and its lines show. Kept only while there
-/// is an access log, and handed over with the connection in an upgrade: hence the defaults.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Details {
-    /// Tells the lines of one connection from those of all others.
-    pub id: u64,
-    /// The address on which it arrived.
-    pub server: Option<SocketAddr>,
-    /// MQTT protocol level as sent.
-    pub level: Option<u8>,
-    /// Client id as the policy shows it.
-    pub client_id: Option<Box<str>>,
-    /// User name as the policy shows it.
-    pub username: Option<Box<str>>,
-    /// Keep alive in seconds.
-    pub keep_alive: Option<u16>,
-    /// Clean start, or clean session.
-    pub clean_start: Option<bool>,
-    /// Whether the client's address was hashed for want of a hash key.
-    pub hashed_by_address: Option<bool>,
-    /// The broker's address.
-    pub node_addr: Option<SocketAddr>,
-    /// Addresses that were tried, the last one included.
-    pub tries: Option<u32>,
-    /// From accept to the whole CONNECT, in microseconds.
-    pub connect_us: Option<u64>,
-    /// From the first dial to the broker's answer, in microseconds.
-    pub dial_us: Option<u64>,
-    /// Why the client was refused.
-    #[serde(skip)]
-    pub refusal: Option<&'static str>,
-}
-
 /// How a connection ended.
 #[derive(Debug, Clone, Copy)]
 pub struct Ending {
     /// Who ended it: `client`, `broker` or `proxy`.
     pub side: &'static str,
-    /// How far it had come: `accept`, `connect`, `dial` or `relay`.
+    /// How far it had come: `accept`, `handshake`, `connect`, `dial` or `relay`.
     pub phase: &'static str,
     /// Why.
     pub reason: &'static str,

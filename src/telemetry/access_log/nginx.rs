@@ -89,6 +89,7 @@ fn value(name: &str, line: &Line<'_>, ending: &Ending) -> Option<Vec<u8>> {
         "upstream_bytes_sent" if related => ending.to_broker.to_string(),
         "upstream_bytes_received" if related => ending.to_client.to_string(),
         "upstream_connect_time" => seconds(details.dial_us?),
+        "upstream_first_byte_time" => seconds(details.dial_us? + details.first_byte_us?),
         "upstream_session_time" if related => {
             format!("{:.3}", ending.duration.as_secs_f64())
         }
@@ -101,12 +102,30 @@ fn value(name: &str, line: &Line<'_>, ending: &Ending) -> Option<Vec<u8>> {
         "mqtt_protocol_level" => details.level?.to_string(),
         "mqtt_keep_alive" => details.keep_alive?.to_string(),
         "mqtt_clean_start" => u8::from(details.clean_start?).to_string(),
+        "mqtt_session_expiry" => details.session_expiry?.to_string(),
+        "mqtt_connack" => details.connack?.to_string(),
+        "stream_session_reason" => session_reason(ending.reason)?.to_owned(),
         "end_side" => ending.side.to_owned(),
         "end_phase" => ending.phase.to_owned(),
         "end_reason" => ending.reason.to_owned(),
+        _ if name.starts_with("ssl_") => details.tls.as_ref()?.get(name)?.to_owned(),
         _ => return None,
     };
     Some(text.into_bytes())
+}
+
+/// What APISIX's nginx calls the end of a session; it has no word for most refusals.
+fn session_reason(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "client_closed" | "broker_closed" | "client_left_early" => "closed",
+        "client_error" => "client_error",
+        "broker_error" => "upstream_error",
+        "idle_timeout" => "upstream_timeout",
+        "shutdown" => "shutdown",
+        "connect_failed" | "retry_timeout" => "connect_failed",
+        "first_byte_timeout" | "connect_timeout" => "recv_timeout",
+        _ => return None,
+    })
 }
 
 fn local(format: &str) -> String {

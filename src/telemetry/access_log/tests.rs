@@ -9,6 +9,16 @@ fn details() -> Details {
         keep_alive: Some(60),
         clean_start: Some(true),
         connect_us: Some(1500),
+        dial_us: Some(2000),
+        first_byte_us: Some(10_000),
+        connack: Some(0),
+        tls: Some(Box::new(TlsDetails {
+            server_name: Some(printable(b"a\n.test").into()),
+            protocol: Some("TLSv1.3".into()),
+            serial: Some("0A".into()),
+            common_name: Some("dev \"1\"".into()),
+            ..TlsDetails::default()
+        })),
         ..Details::default()
     }
 }
@@ -46,6 +56,13 @@ fn json_is_json_whatever_a_client_calls_itself() {
     assert_eq!(value["duration_seconds"], 1.234);
     assert_eq!(value["connect_seconds"], 0.0015);
     assert_eq!(value["mqtt_version"], 5);
+    assert_eq!(value["connack"], 0);
+    assert_eq!(value["first_byte_seconds"], 0.01);
+    assert_eq!(value["ssl_server_name"], "a\n.test");
+    assert_eq!(value["ssl_client_cn"], "dev \"1\"");
+    assert_eq!(value["ssl_client_verify"], "SUCCESS");
+    assert_eq!(value["ssl_session_reused"], ".");
+    assert!(value.get("ssl_cipher").is_none());
     assert!(bytes[..bytes.len() - 1].iter().all(|&byte| byte >= 0x20));
 }
 
@@ -57,6 +74,8 @@ fn logfmt_quotes_what_needs_it() {
         text.contains(r#" client_id="dev \"1\"\n\u001b[2J\\xFF" "#),
         "{text}"
     );
+    let tls = r#" ssl_server_name="a\n.test" ssl_protocol=TLSv1.3 ssl_session_reused=. "#;
+    assert!(text.contains(tls), "{text}");
     assert!(
         text.contains(" event=connected conn=0000000000000abc "),
         "{text}"
@@ -66,7 +85,7 @@ fn logfmt_quotes_what_needs_it() {
 
 #[test]
 fn nginx_escapes_as_nginx_does() {
-    let parts = ["status", "mqtt_client_id", "ssl_protocol", "session_time"];
+    let parts = ["status", "mqtt_client_id", "ssl_cipher", "session_time"];
     let parts: Vec<Part> = parts
         .iter()
         .flat_map(|name| {
@@ -142,4 +161,46 @@ fn the_hash_is_what_sha256sum_prints() {
     let folder = tempfile::tempdir().unwrap();
     let (log, _) = log_to(&folder.path().join("access.log"), 0);
     assert_eq!(log.shown(b"abc").as_deref(), Some("ba7816bf8f01cfea"));
+}
+
+#[test]
+fn variables_of_tls_and_of_the_broker_in_nginx_format() {
+    let names = [
+        "ssl_server_name",
+        "ssl_client_cn",
+        "ssl_client_verify",
+        "upstream_first_byte_time",
+        "mqtt_connack",
+        "stream_session_reason",
+    ];
+    let pieces = names.iter().flat_map(|name| {
+        let variable = Part::Variable((*name).to_owned());
+        [variable, Part::Text("|".to_owned())]
+    });
+    let parts: Vec<Part> = pieces.collect();
+    let bytes = nginx::line(&line(&details(), true), &parts, Escape::Default);
+    assert_eq!(
+        String::from_utf8(bytes).unwrap(),
+        "a\\x0A.test|dev \\x221\\x22|SUCCESS|0.012|0|closed|\n"
+    );
+}
+
+#[test]
+fn what_a_certificate_calls_a_client_is_under_the_policy_for_names() {
+    use crate::tls::identity::{ClientCertificate, TlsVariables};
+    let folder = tempfile::tempdir().unwrap();
+    let (log, _) = log_to(&folder.path().join("access.log"), 0);
+    let tls = TlsVariables {
+        client: Some(ClientCertificate {
+            subject: "CN=abc".to_owned(),
+            common_name: Some("abc".to_owned()),
+            serial: "01".to_owned(),
+            fingerprint: "ff".to_owned(),
+        }),
+        ..TlsVariables::default()
+    };
+    let shown = TlsDetails::of(&tls, |name| log.shown(name));
+    assert_eq!(shown.get("ssl_client_cn"), Some("ba7816bf8f01cfea"));
+    assert_ne!(shown.get("ssl_client_s_dn"), Some("CN=abc"));
+    assert_eq!(shown.get("ssl_client_serial"), Some("01"));
 }

@@ -133,6 +133,12 @@ impl Health {
         )
     }
 
+    /// Adds changes that another process counted.
+    pub fn add_transitions(&self, to_healthy: u64, to_unhealthy: u64) {
+        self.to_healthy.fetch_add(to_healthy, Ordering::Relaxed);
+        self.to_unhealthy.fetch_add(to_unhealthy, Ordering::Relaxed);
+    }
+
     /// A probe succeeded; `needed` in a row make an unhealthy node healthy.
     pub fn probe_succeeded(&self, needed: u8) -> Option<Change> {
         let mut state = self.state();
