@@ -129,7 +129,7 @@ fn counters_carry_on_over_an_upgrade_and_its_result_is_counted() {
         (proxy.count("upgrade: complete") >= 2).then_some(())
     });
     let after = get(local(scrape), PATH).2;
-    let result = |of| format!("result=\"{of}\"");
+    let result = |of: &str| format!("result=\"{of}\"");
     let upgrades = |of: &str| sum(&after, "mqtt_proxy_upgrades_total", &[&result(of)]);
     assert_eq!(upgrades("succeeded"), 1.0);
     assert_eq!(

@@ -57,7 +57,11 @@ fn defaults() {
             stream_plugins: DEFAULT_STREAM_PLUGINS.map(str::to_string).to_vec(),
             fallback_sni: None,
             trusted_certificate: None,
-            metrics: None,
+            metrics: Some(MetricsSettings {
+                addr: "127.0.0.1:9091".parse().unwrap(),
+                path: "/apisix/prometheus/metrics".to_string(),
+                required: false,
+            }),
             access_log: None,
             connect: ConnectMode::Strict,
             refusal: RefusalMode::Connack,

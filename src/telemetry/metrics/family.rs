@@ -26,6 +26,17 @@ pub(super) fn counters<'a, const LABELS: usize>(
     Ok(())
 }
 
+/// One counter without labels.
+pub(super) fn sole_counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> fmt::Result {
+    let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    ConstCounter::new(value).encode(metric)
+}
+
 /// A family of counters under exactly this name, as APISIX writes them: OpenMetrics has no counter
 /// without `_total`, so there they are of no type.
 pub(super) fn bare_counters<'a, const LABELS: usize>(

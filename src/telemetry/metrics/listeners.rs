@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
-use super::family::{bare_counters, counters, gauges};
+use super::family::{bare_counters, counters, gauges, sole_counter};
 use crate::histogram::own_shard;
 
 /// The values of the label `code` of `apisix_stream_status`.
@@ -259,18 +259,10 @@ impl Collector for ListenerMetrics {
             }),
         )?;
         let (to_broker, to_client) = self.0.bytes();
-        counters::<0>(
-            &mut encoder,
-            "mqtt_proxy_to_broker_bytes",
-            "Bytes sent to brokers",
-            std::iter::once(([], to_broker)),
-        )?;
-        counters::<0>(
-            &mut encoder,
-            "mqtt_proxy_to_client_bytes",
-            "Bytes sent to clients",
-            std::iter::once(([], to_client)),
-        )
+        let help = "Bytes sent to brokers";
+        sole_counter(&mut encoder, "mqtt_proxy_to_broker_bytes", help, to_broker)?;
+        let help = "Bytes sent to clients";
+        sole_counter(&mut encoder, "mqtt_proxy_to_client_bytes", help, to_client)
     }
 }
 
