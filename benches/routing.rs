@@ -8,12 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use mqtt_proxy::config::settings::{DnsSettings, Provider, RingIdentity};
+use mqtt_proxy::config::settings::Provider;
 use mqtt_proxy::config::standalone::{self, Resources};
 use mqtt_proxy::route::{Request, RouteIndex};
 use mqtt_proxy::table::Table;
-use mqtt_proxy::upstream::Context;
-use mqtt_proxy::upstream::names::Names;
+use mqtt_proxy::upstream::{Context, Shared};
 
 const COUNTS: [usize; 3] = [10, 1_000, 10_000];
 
@@ -88,13 +87,12 @@ fn look_up(criterion: &mut Criterion) {
 fn build(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("table");
     group.sample_size(10);
-    let names = Names::new(DnsSettings::default(), true);
+    let shared = Shared::default();
     let tls = mqtt_proxy::tls::Shared::offline().expect("randomness");
     let context = Context {
         tls: &tls,
         ssls: &[],
-        names: &names,
-        ring_identity: RingIdentity::Name,
+        shared: &shared,
     };
     for count in COUNTS {
         let text = file(count);

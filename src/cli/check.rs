@@ -64,6 +64,7 @@ pub(super) fn read_settings(path: &Path) -> (Option<Settings>, Vec<Diagnostic>) 
     if let Some(pingora) = &settings.pingora {
         diagnostics.extend(pingora_conf::judge(pingora, path));
     }
+    diagnostics.extend(unreadable_resolv_conf(&settings, path));
     for listener in &settings.listeners {
         if !listener.proxy_protocol && !listener.proxy_protocol_to_upstream {
             continue;
@@ -80,6 +81,20 @@ pub(super) fn read_settings(path: &Path) -> (Option<Settings>, Vec<Diagnostic>) 
         });
     }
     (Some(settings), diagnostics)
+}
+
+/// `discovery.dns.resolv_conf` that is not there would only show when a service is looked up.
+fn unreadable_resolv_conf(settings: &Settings, path: &Path) -> Option<Diagnostic> {
+    let written = settings.discovery.dns.resolv_conf.as_ref()?;
+    let file = path.parent().unwrap_or(Path::new(".")).join(written);
+    let error = std::fs::metadata(&file).err()?;
+    Some(Diagnostic {
+        file: path.into(),
+        position: None,
+        path: "discovery.dns.resolv_conf".to_owned(),
+        message: format!("{} cannot be read: {error}", file.display()),
+        severity: Severity::Error,
+    })
 }
 
 fn into_diagnostics(error: LoadError) -> Vec<Diagnostic> {

@@ -1,21 +1,20 @@
 //! `explain`: what would happen to a connection, from the code that serves, without serving.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 
 use clap::Args;
 use serde_json::json;
 
 use super::{Failure, Files, Format, check};
-use crate::config::settings::DnsSettings;
 use crate::route::Request;
 use crate::table::{Route, Table};
 use crate::tls;
 use crate::tls::identity::TlsVariables;
 use crate::upstream::hash_key::{Key, Source};
-use crate::upstream::names::Names;
 use crate::upstream::node::Node;
 use crate::upstream::variables::{MqttVariables, Variables};
-use crate::upstream::{Context, Upstream};
+use crate::upstream::{self, Context, Upstream};
 
 /// The connection to explain.
 #[derive(Debug, Clone, Args)]
@@ -70,12 +69,12 @@ pub(super) fn explain(
     let (Some(settings), Some(resources)) = (&checked.settings, &checked.resources) else {
         return Err(Failure::Configuration);
     };
-    // Never run: offline, a name is only a name.
-    let names = Names::new(DnsSettings::default(), settings.enable_ipv6);
+    // Never run: offline, a name is only a name, and a service has no nodes.
+    let folder = files.config.parent().unwrap_or(Path::new("."));
+    let shared = upstream::Shared::new(settings, folder);
     let tls = tls::Shared::offline().map_err(|error| Failure::Running(error.to_string()))?;
     let context = Context {
-        names: &names,
-        ring_identity: settings.ring_identity,
+        shared: &shared,
         tls: &tls,
         ssls: &resources.ssls,
     };
@@ -96,7 +95,9 @@ pub(super) fn explain(
     let refusal = explanation.plugins.iter().find(|(.., passes)| !passes);
     match (refusal, &explanation.upstream) {
         (Some((_, verdict, _)), _) => Err(Failure::Running(verdict.clone())),
-        (None, Some((.., nodes))) if !nodes.is_empty() => Ok(()),
+        (None, Some((upstream, _, nodes))) if !nodes.is_empty() || upstream.service().is_some() => {
+            Ok(())
+        }
         _ => Err(Failure::Running("no valid upstream node".to_owned())),
     }
 }
@@ -204,6 +205,12 @@ fn as_text(explanation: &Explanation<'_>) -> String {
                 "hash key: {text} (the client address: the key has no value)"
             )),
         }
+        if let Some(service) = upstream.service() {
+            let service = service.config();
+            lines.push(format!(
+                "nodes: those that {service} has in DNS at run time"
+            ));
+        }
         let numbered = nodes.iter().enumerate();
         lines.extend(numbered.map(|(index, node)| format!("{}. {}", index + 1, node.label())));
     }
@@ -230,6 +237,7 @@ fn as_json(explanation: &Explanation<'_>) -> serde_json::Value {
             Source::Configured => "configured",
             Source::AddressFallback => "client address",
         }),
+        "service": upstream.and_then(|(upstream, ..)| Some(upstream.service()?.config().to_string())),
         "nodes": nodes.map(Iterator::collect::<Vec<_>>).unwrap_or_default(),
     })
 }

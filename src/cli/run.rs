@@ -37,7 +37,7 @@ use crate::upgrade::UpgradeError;
 use crate::upgrade::new_side::{self, Arrivals};
 use crate::upgrade::old_side::OldSide;
 use crate::upgrade::socket_path;
-use crate::upstream::names::Names;
+use crate::upstream;
 
 /// What is logged unless `RUST_LOG` says otherwise. Pingora narrates its start at INFO.
 const LOG_FILTER: &str = "info,pingora_core=warn,pingora_load_balancing=warn,hickory_resolver=error,hickory_net=error,hickory_proto=error";
@@ -57,8 +57,8 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let table = Arc::new(CurrentTable::default());
     let metrics = Arc::new(Metrics::of(table.clone()));
     metrics.expect(&Refusal::REASONS, &End::REASONS, &UpgradeError::RESULTS);
-    let names = Names::new(settings.dns.clone(), settings.enable_ipv6);
     let folder = files.config.parent().unwrap_or(Path::new("."));
+    let upstreams = Arc::new(upstream::Shared::new(&settings, folder));
     let tls = tls::Shared::new(&settings, folder).map_err(|error| {
         log::error!("{error}");
         Failure::Configuration
@@ -66,8 +66,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let source = Source::new(
         StandaloneFile::of(&settings, &files.config, files.routes.clone()),
         table.clone(),
-        names.clone(),
-        settings.ring_identity,
+        upstreams.clone(),
         metrics.clone(),
         signals.reload.clone(),
         Arc::new(tls),
@@ -195,10 +194,13 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     if systemd::is_listening() {
         server.add_service(background_service("notifier", notifier));
     }
-    let resolved = server.add_service(GenBackgroundService::new("names".to_owned(), names));
+    let names = upstreams.names.clone();
+    server.add_service(GenBackgroundService::new("names".to_owned(), names));
+    let services = upstreams.services.clone();
+    server.add_service(GenBackgroundService::new("services".to_owned(), services));
     let prober = source.prober.clone();
     server.add_service(GenBackgroundService::new("prober".to_owned(), prober));
-    server.add_service(background_service("source", source));
+    let source = server.add_service(background_service("source", source));
     if let (Some(configured), Some(socket)) = (&settings.metrics, sockets.metrics) {
         let endpoint = Arc::new(MetricsEndpoint {
             metrics: metrics.clone(),
@@ -229,7 +231,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         admission,
         Some(relays),
     );
-    server.add_service(clients).add_dependency(&resolved);
+    server.add_service(clients).add_dependency(&source);
     server.run(RunArgs {
         shutdown_signal: Box::new(Terminate(terminate)),
     });

@@ -108,7 +108,9 @@ impl ProxyApp {
         ));
         let target = upstream.targets(&key.bytes).next();
         let begun = target.and_then(|target| {
-            let broker = begin_connect(target.address, !preread.received.is_empty()).ok()?;
+            let owes = !preread.received.is_empty();
+            let sources = upstream.source_addresses();
+            let broker = begin_connect(target.address, owes, sources).ok()?;
             Some((broker, target))
         });
         let Some((broker, target)) = begun else {

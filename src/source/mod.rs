@@ -1,5 +1,6 @@
 //! Where resources come from: the standalone file, read at start and followed afterwards.
 
+mod discovered;
 mod watch;
 
 use std::cell::RefCell;
@@ -13,21 +14,21 @@ use watch::Identity;
 
 use crate::config::diagnostic::{Diagnostic, Position, Severity};
 use crate::config::resource::weights::gcd_change_warnings;
-use crate::config::settings::{Provider, RingIdentity, Settings};
+use crate::config::settings::{Provider, Settings};
 use crate::config::standalone::{self, Resources};
 use crate::systemd;
 use crate::table::{CurrentTable, Table};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{self, expiry};
-use crate::upstream::Context;
 use crate::upstream::health::prober::Prober;
-use crate::upstream::names::Names;
+use crate::upstream::{self, Context};
 
 /// A larger file is not read; 10,000 routes are about 2 MB.
 const MAX_FILE_SIZE: u64 = 256 * 1024 * 1024;
 /// A larger certificate, key or revocation list is not read.
 const MAX_REFERENCED_SIZE: u64 = 16 * 1024 * 1024;
-/// How long a reload waits for the addresses of names it has not seen before.
+/// How long a reload waits for the addresses of names and the nodes of services that it has not seen
+/// before.
 const NEW_NAMES: Duration = Duration::from_millis(300);
 /// So many problems of one load are logged one by one; `check` prints all.
 const MAX_PROBLEMS_LOGGED: usize = 50;
@@ -228,10 +229,8 @@ pub struct Source {
     pub file: StandaloneFile,
     /// The table to swap.
     pub table: Arc<CurrentTable>,
-    /// Where node names are resolved.
-    pub names: Arc<Names>,
-    /// What a node given by name is on a ring.
-    pub ring_identity: RingIdentity,
+    /// What upstreams share over the whole process.
+    pub upstreams: Arc<upstream::Shared>,
     /// Where loads are counted.
     pub metrics: Arc<Metrics>,
     /// Keeps the health of the nodes in service.
@@ -260,8 +259,7 @@ impl Source {
     pub fn new(
         file: StandaloneFile,
         table: Arc<CurrentTable>,
-        names: Arc<Names>,
-        ring_identity: RingIdentity,
+        upstreams: Arc<upstream::Shared>,
         metrics: Arc<Metrics>,
         reload: Arc<Notify>,
         tls: Arc<tls::Shared>,
@@ -269,8 +267,7 @@ impl Source {
         Source {
             file,
             table,
-            names,
-            ring_identity,
+            upstreams,
             metrics,
             prober: Arc::default(),
             reload,
@@ -322,13 +319,7 @@ impl Source {
             .map(|before| gcd_change_warnings(before, &resources))
             .unwrap_or_default();
         drop(serving);
-        let context = Context {
-            names: &self.names,
-            ring_identity: self.ring_identity,
-            tls: &self.tls,
-            ssls: &resources.ssls,
-        };
-        let table = Table::build(&resources, &context, &self.table.load());
+        let table = self.table_of(&resources);
         Ok(Loaded {
             resources,
             diagnostics,
@@ -338,15 +329,30 @@ impl Source {
         })
     }
 
+    /// The table of `resources`, with what stays the same taken over from the one that serves.
+    fn table_of(&self, resources: &Resources) -> Table {
+        let context = Context {
+            shared: &self.upstreams,
+            tls: &self.tls,
+            ssls: &resources.ssls,
+        };
+        Table::build(resources, &context, &self.table.load())
+    }
+
+    /// Has new connections served by a table.
+    fn serve(&self, table: Table) {
+        table.enter_service();
+        self.prober.follow(table.upstreams());
+        self.table.store(Arc::new(table));
+    }
+
     /// Has new connections served by what was loaded, and says so in the log.
     pub fn apply(&self, loaded: Loaded, verb: &str) {
         let (routes, upstreams) = (
             loaded.table.routes().len(),
             loaded.table.upstreams().count(),
         );
-        loaded.table.enter_service();
-        self.prober.follow(loaded.table.upstreams());
-        self.table.store(Arc::new(loaded.table));
+        self.serve(loaded.table);
         self.metrics.certificates_end(
             loaded
                 .resources
@@ -371,13 +377,16 @@ impl Source {
         );
     }
 
-    /// One reload: load, wait a moment for new names, swap; or keep what is being served and say
-    /// why.
+    /// One reload: load, wait a moment for new names and services, swap; or keep what is being
+    /// served and say why.
     async fn reload_now(&self) {
         systemd::reloading();
         match self.load() {
-            Ok(loaded) => {
-                self.names.settled(NEW_NAMES).await;
+            Ok(mut loaded) => {
+                self.upstreams.settled(NEW_NAMES).await;
+                if discovered::is_outdated(&loaded.table) {
+                    loaded.table = self.table_of(&loaded.resources);
+                }
                 self.apply(loaded, "reloaded");
             }
             Err(error) => self.not_applied(&error),

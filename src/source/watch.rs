@@ -1,4 +1,4 @@
-//! Noticing that the file changed.
+//! Noticing that the file, or what it refers to, changed.
 //!
 //! The file's identity is looked at five times a second through whatever symbolic links lead to
 //! it. That sees every way in which files are changed - written in place, replaced by rename, a
@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
+use pingora_core::services::ServiceReadyNotifier;
 use pingora_core::services::background::BackgroundService;
 
+use super::discovered::{FIRST_ANSWERS, GATHER};
 use super::{References, Source};
 
 /// How often the file is looked at. A change is loaded once it has stood still for one interval,
@@ -73,7 +75,20 @@ impl Source {
 
 #[async_trait]
 impl BackgroundService for Source {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
+    /// Ready when the names and services of the first table have been looked up, so that no
+    /// connection is accepted before it can be served, and after [`FIRST_ANSWERS`] in any case.
+    async fn start_with_ready_notifier(
+        &self,
+        mut shutdown: ShutdownWatch,
+        ready: ServiceReadyNotifier,
+    ) {
+        let mut changes = self.upstreams.services.changes();
+        tokio::select! {
+            () = self.upstreams.settled(FIRST_ANSWERS) => {}
+            _ = shutdown.changed() => return,
+        }
+        self.rediscover();
+        ready.notify_ready();
         let path = &self.file.path;
         let mut seen = Identity::of(path);
         let mut references = self.references_loaded();
@@ -112,6 +127,10 @@ impl BackgroundService for Source {
                     }
                 }
                 () = self.reload.notified() => self.reload_now().await,
+                Ok(()) = changes.changed() => {
+                    tokio::time::sleep(GATHER).await;
+                    self.rediscover();
+                }
                 _ = shutdown.changed() => return,
             }
         }

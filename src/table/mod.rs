@@ -122,6 +122,11 @@ impl Table {
         self.upstreams.values()
     }
 
+    /// The upstream of this label, if there is one.
+    pub fn upstream(&self, label: &str) -> Option<&Arc<Upstream>> {
+        self.upstreams.get(label)
+    }
+
     /// The certificates for clients.
     pub fn certificates(&self) -> &Certificates {
         &self.certificates

@@ -4,21 +4,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
-use crate::config::settings::{DnsSettings, Provider, RingIdentity};
+use crate::config::settings::Provider;
 use crate::config::standalone;
-use crate::upstream::Context;
-use crate::upstream::names::Names;
+use crate::upstream::{Context, Shared};
 
 fn table(text: &str, previous: &Table) -> Table {
     let plugins = ["mqtt-proxy".to_owned()];
     let path = Path::new("apisix.yaml");
     let text = format!("{text}\n#END\n");
     let loaded = standalone::load(&text, path, Provider::Yaml, &|_| None, &plugins, None);
-    let names = Names::new(DnsSettings::default(), true);
+    let shared = Shared::default();
     let tls = crate::tls::Shared::offline().unwrap();
     let context = Context {
-        names: &names,
-        ring_identity: RingIdentity::Name,
+        shared: &shared,
         tls: &tls,
         ssls: &[],
     };

@@ -11,6 +11,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::Upstream;
 use super::node::InFlight;
+use super::source_address::SourceAddresses;
 use super::targets::Target;
 use crate::config::resource::upstream as resource;
 use crate::tls::link::Link;
@@ -54,7 +55,11 @@ pub fn timeout_of(config: Option<&resource::Upstream>) -> Duration {
 ///
 /// # Errors
 /// When the operating system refuses at once.
-pub fn begin_connect(address: SocketAddr, owes: bool) -> io::Result<OwnedFd> {
+pub fn begin_connect(
+    address: SocketAddr,
+    owes: bool,
+    sources: &SourceAddresses,
+) -> io::Result<OwnedFd> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -65,6 +70,7 @@ pub fn begin_connect(address: SocketAddr, owes: bool) -> io::Result<OwnedFd> {
         // That it cannot be had costs a packet and nothing else.
         let _ = sockopt::set_tcp_quickack(&socket, false);
     }
+    sources.bind(&socket, address.ip())?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
         Err(error) => Err(error.into()),
@@ -153,7 +159,7 @@ pub async fn connect(
         let in_flight = InFlight::on(target.node.clone());
         let started = Instant::now();
         let connected = async {
-            let socket = connect_to(target.address, timeout).await?;
+            let socket = connect_to(target.address, timeout, upstream.source_addresses()).await?;
             with_tls(upstream, socket, &target, sni, timeout).await
         };
         match connected.await {
@@ -206,13 +212,19 @@ async fn with_tls(
     }
 }
 
-async fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+/// Opens one connection, of a client or of a probe.
+pub(super) async fn connect_to(
+    address: SocketAddr,
+    timeout: Duration,
+    sources: &SourceAddresses,
+) -> io::Result<TcpStream> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     socket.set_nodelay(true)?;
     crate::socket::set_keepalive(&socket)?;
+    sources.bind(&socket, address.ip())?;
     match tokio::time::timeout(timeout, socket.connect(address)).await {
         Ok(result) => result,
         Err(_) => Err(io::Error::new(

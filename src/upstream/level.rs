@@ -11,11 +11,10 @@ use super::ewma::Lots;
 use super::loads::Loads;
 use super::node::Node;
 use super::random::{fraction, random};
-use super::ring::{Place, Ring};
+use super::ring::{Place, Places, Ring};
 use super::round_robin::RoundRobin;
 use crate::config::resource::upstream::Balancer;
 use crate::config::resource::weights::common_divisor;
-use crate::config::settings::RingIdentity;
 
 /// So many nodes that are coming back a pick without a key passes over; then one is as good as
 /// another.
@@ -98,7 +97,7 @@ impl Level {
     pub fn new(
         members: Vec<Member>,
         balancer: Balancer,
-        identity: RingIdentity,
+        places: impl Into<Places>,
         bounded: bool,
     ) -> Self {
         let weights = reduced_weights(&members);
@@ -106,7 +105,7 @@ impl Level {
             Balancer::Chash => {
                 let loads = bounded.then(|| Loads::new(weights.iter().copied()));
                 let nodes = members.iter().map(|member| member.node.clone());
-                let ring = Ring::new(nodes.zip(weights).collect(), identity);
+                let ring = Ring::new(nodes.zip(weights).collect(), places);
                 Picker::Chash { ring, loads }
             }
             Balancer::RoundRobin => Picker::RoundRobin(Cut::new(RoundRobin::new, &weights)),

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::resource::checks::Limits;
+use crate::config::settings::RingIdentity;
 use crate::upstream::health::{Failure, Seen};
 use crate::upstream::node::InFlight;
 

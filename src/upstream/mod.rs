@@ -1,6 +1,7 @@
 //! Upstreams: nodes, balancers, names and connecting with retries.
 
 pub mod connect;
+pub mod discovery;
 pub mod ewma;
 pub mod hash_key;
 pub mod health;
@@ -9,11 +10,15 @@ pub mod loads;
 pub mod names;
 pub mod node;
 mod random;
+mod registry;
 pub mod ring;
 pub mod round_robin;
+mod shared;
+pub mod source_address;
 pub mod targets;
 pub mod variables;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
@@ -21,58 +26,27 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::config::resource::ssl::{CertificatePair, Ssl, SslKind};
-use crate::config::resource::upstream::{self as resource, Balancer, HashKey, Host, Scheme};
-use crate::config::settings::RingIdentity;
+use crate::config::resource::checks::Checks;
+use crate::config::resource::ssl::CertificatePair;
+use crate::config::resource::upstream::{
+    self as resource, Balancer, HashKey, Host, Scheme, UpstreamNode,
+};
+use crate::config::resource::weights;
 use crate::histogram::Histogram;
-use crate::tls;
 use crate::tls::client::{ClientTls, ClientTlsError};
+use discovery::Service;
 use hash_key::{Key, Source};
 use health::probe::Verdict;
 use health::{Change, Failure, Seen};
 use level::{Level, Member, Terms, Wish};
-use names::{NameUser, Names};
+use names::NameUser;
 use node::{Node, NodeUser};
+use ring::Places;
+use source_address::SourceAddresses;
 use targets::Targets;
 use variables::Variables;
 
-/// What an upstream is built with besides its own object.
-pub struct Context<'a> {
-    /// Where node names are resolved.
-    pub names: &'a Names,
-    /// What a node given by name is on a hash ring.
-    pub ring_identity: RingIdentity,
-    /// What TLS shares over the whole process.
-    pub tls: &'a tls::Shared,
-    /// Where client certificates are found by id.
-    pub ssls: &'a [Arc<Ssl>],
-}
-
-impl Context<'_> {
-    /// The client certificate that an upstream with TLS shows.
-    fn client_certificate(
-        &self,
-        config: &resource::Upstream,
-    ) -> Result<Option<CertificatePair>, ClientTlsError> {
-        let tls = &config.upstream_tls;
-        if config.scheme != Scheme::Tls {
-            return Ok(None);
-        }
-        if let (Some(cert), Some(key)) = (tls.client_cert.clone(), tls.client_key.clone()) {
-            return Ok(Some(CertificatePair { cert, key }));
-        }
-        let Some(id) = &tls.client_cert_id else {
-            return Ok(None);
-        };
-        let found = self
-            .ssls
-            .iter()
-            .find(|ssl| ssl.id == *id && ssl.kind == SslKind::Client && ssl.enabled);
-        let pair = found.and_then(|ssl| ssl.certs.first());
-        let pair = pair.ok_or_else(|| ClientTlsError::NoCertificate(id.clone()))?;
-        Ok(Some(pair.clone()))
-    }
-}
+pub use shared::{Context, Shared};
 
 /// How an upstream with `scheme: tls` speaks it, or why it cannot.
 fn client_tls(
@@ -101,6 +75,10 @@ pub struct Upstream {
     levels: Vec<Level>,
     tls: Option<Result<ClientTls, ClientTlsError>>,
     identity: Option<CertificatePair>,
+    /// The service that its nodes are of, and those that it had when the upstream was built.
+    found: Option<(Arc<Service>, Arc<Vec<UpstreamNode>>)>,
+    health_checks: bool,
+    source_addresses: Arc<SourceAddresses>,
     refreshing: Mutex<()>,
     /// Every node is unhealthy, so none is worse than another.
     ignore_health: AtomicBool,
@@ -128,39 +106,55 @@ impl Upstream {
             .flat_map(|upstream| upstream.nodes())
             .map(|node| (node.label(), node))
             .collect();
+        let shared = context.shared;
+        let found = config.discovery.as_ref().map(|discovery| {
+            let service = shared.services.get(discovery);
+            let nodes = service.nodes();
+            (service, nodes)
+        });
+        let (configured, names) = match &found {
+            Some((_, nodes)) => (usable(nodes, config.balancer), shared.services.targets()),
+            None => (config.nodes.clone(), &*shared.names),
+        };
         let mut named = Vec::new();
         let mut by_priority: BTreeMap<i64, Vec<Member>> = BTreeMap::new();
-        for configured in &config.nodes {
+        let mut seen: HashMap<(i64, String), usize> = HashMap::new();
+        for configured in &configured {
             let label = Node::label_of(&configured.host, configured.port);
-            let name = match &configured.host {
-                Host::Ip(_) => None,
-                Host::Name(name) => Some(context.names.get(name)),
-            };
-            named.extend(name.clone());
-            let node = match (known.get(label.as_str()), &configured.host, name) {
-                (Some(&node), ..) => node.clone(),
-                (None, _, Some(name)) => Arc::new(Node::named(name, configured.port)),
-                (None, Host::Ip(ip), None) => Arc::new(Node::fixed((*ip, configured.port).into())),
-                (None, Host::Name(_), None) => unreachable!("a name has its entry"),
+            let known = known.get(label.as_str()).copied();
+            let node = match &configured.host {
+                Host::Ip(ip) => known
+                    .cloned()
+                    .unwrap_or_else(|| Arc::new(Node::fixed((*ip, configured.port).into()))),
+                Host::Name(name) => {
+                    let name = names.get(name);
+                    named.push(name.clone());
+                    // A node is another one where its name is resolved elsewhere.
+                    known
+                        .filter(|node| node.is_named(&name))
+                        .cloned()
+                        .unwrap_or_else(|| Arc::new(Node::named(name, configured.port)))
+                }
             };
             let members = by_priority.entry(configured.priority).or_default();
-            match members
-                .iter_mut()
-                .find(|member| member.node.label() == label)
-            {
+            match seen.entry((configured.priority, label)) {
                 // APISIX keys nodes by host and port: the last of several decides the weight.
-                Some(member) => member.weight = configured.weight,
-                None => members.push(Member {
-                    node,
-                    weight: configured.weight,
-                }),
+                Entry::Occupied(place) => members[*place.get()].weight = configured.weight,
+                Entry::Vacant(place) => {
+                    place.insert(members.len());
+                    members.push(Member {
+                        node,
+                        weight: configured.weight,
+                    });
+                }
             }
         }
         let bounded = config.balance_factor.is_some();
+        let places = Places::of(shared.ring_identity, found.is_some());
         let levels: Vec<Level> = by_priority
             .into_values()
             .rev()
-            .map(|members| Level::new(members, config.balancer, context.ring_identity, bounded))
+            .map(|members| Level::new(members, config.balancer, places, bounded))
             .collect();
         let mut places: HashMap<usize, Vec<(usize, usize)>> = HashMap::new();
         for (place, level) in levels.iter().enumerate() {
@@ -177,6 +171,9 @@ impl Upstream {
             levels,
             tls: client_tls(&label_for_tls, config, &identity, context),
             identity: identity.ok().flatten(),
+            found,
+            health_checks: shared.health_checks,
+            source_addresses: shared.source_addresses.clone(),
             refreshing: Mutex::new(()),
             ignore_health: AtomicBool::new(false),
             addresses: AtomicUsize::new(0),
@@ -215,7 +212,31 @@ impl Upstream {
     /// Whether building it again from `config` would make the same.
     pub fn is_same(&self, config: &resource::Upstream, context: &Context<'_>) -> bool {
         let identity = context.client_certificate(config).ok().flatten();
-        self.config == *config && self.identity == identity && !matches!(self.tls, Some(Err(_)))
+        self.config == *config
+            && self.identity == identity
+            && !self.is_outdated()
+            && !matches!(self.tls, Some(Err(_)))
+    }
+
+    /// Whether the service that its nodes are of has other nodes now.
+    pub fn is_outdated(&self) -> bool {
+        let found = self.found.as_ref();
+        found.is_some_and(|(service, nodes)| !Arc::ptr_eq(&service.nodes(), nodes))
+    }
+
+    /// The service that its nodes are of, instead of being configured.
+    pub fn service(&self) -> Option<&Service> {
+        self.found.as_ref().map(|(service, _)| &**service)
+    }
+
+    /// The health checks of its nodes, unless they are turned off as a whole.
+    pub fn checks(&self) -> Option<&Checks> {
+        self.config.checks.as_ref().filter(|_| self.health_checks)
+    }
+
+    /// Where connections to its nodes come from.
+    pub fn source_addresses(&self) -> &SourceAddresses {
+        &self.source_addresses
     }
 
     /// How TLS is spoken to the nodes; `None` for plain TCP.
@@ -291,7 +312,7 @@ impl Upstream {
         let user: Weak<Upstream> = Arc::downgrade(self);
         let counted = self.levels.iter().any(Level::counts);
         for node in self.nodes() {
-            if self.config.checks.is_none() {
+            if self.checks().is_none() {
                 node.health().forget();
             }
             node.serve(user.clone(), counted);
@@ -319,12 +340,11 @@ impl Upstream {
     /// node.
     fn connect_failed(&self, node: &Node, error: &io::Error) {
         node.counts().failed.fetch_add(1, Ordering::Relaxed);
-        let Some(checks) = &self.config.checks else {
+        let Some(checks) = self.checks() else {
             return;
         };
         let failure = match error.kind() {
             io::ErrorKind::TimedOut => Failure::Timeout,
-            io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory => return,
             _ if is_shortage(error) => return,
             _ => Failure::Tcp,
         };
@@ -336,12 +356,11 @@ impl Upstream {
 
     /// A probe of the node ended.
     fn probed(&self, node: &Node, verdict: Verdict) {
-        let active = self
-            .config
-            .checks
-            .as_ref()
-            .and_then(|checks| checks.active.as_ref());
-        let Some(active) = active else { return };
+        let (upstream, label) = (&self.label, node.label());
+        log::debug!("upstream {upstream}: probe of {label}: {verdict:?}");
+        let Some(active) = self.checks().and_then(|checks| checks.active.as_ref()) else {
+            return;
+        };
         let change = match &verdict {
             Verdict::Neither => None,
             Verdict::Success => node.health().probe_succeeded(active.successes),
@@ -447,11 +466,25 @@ impl NodeUser for Upstream {
     }
 }
 
-/// Whether a connect failed for want of descriptors or buffers of our own.
+/// Whether a connect failed for want of descriptors, buffers, ports or addresses of our own.
 fn is_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    Errno::from_io_error(error).is_some_and(|errno| short.contains(&errno))
+    let of_addresses = matches!(
+        error.kind(),
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse | io::ErrorKind::OutOfMemory
+    );
+    of_addresses || Errno::from_io_error(error).is_some_and(|errno| short.contains(&errno))
+}
+
+/// The nodes of a service as a balancer can have them: whoever runs the name server could otherwise
+/// ask for a ring of any size.
+fn usable(nodes: &[UpstreamNode], balancer: Balancer) -> Vec<UpstreamNode> {
+    let mut nodes = nodes.to_vec();
+    if balancer == Balancer::Chash {
+        weights::fit_to_ring(&mut nodes);
+    }
+    nodes
 }
 
 impl std::fmt::Debug for Upstream {

@@ -5,32 +5,33 @@
 //! connection and never takes an address away: the last good answer stays in use and the name is
 //! asked again with a growing pause.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::path::Path;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfig};
+use hickory_resolver::config::{
+    LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::system_conf::read_system_conf;
+use hickory_resolver::system_conf::parse_resolv_conf;
 use pingora_core::server::ShutdownWatch;
-use pingora_core::services::ServiceReadyNotifier;
 use pingora_core::services::background::BackgroundService;
-use tokio::sync::{Notify, mpsc};
 
+use super::registry::{Answered, Pauses, Registry, lock};
 use crate::config::settings::DnsSettings;
 
 /// A record with a shorter TTL is asked for again no sooner than this.
-const SHORTEST_TTL: Duration = Duration::from_secs(1);
+pub(super) const SHORTEST_TTL: Duration = Duration::from_secs(1);
 /// How often a query is sent to a server that does not answer.
 const QUERY_ATTEMPTS: usize = 2;
-/// How long the start of the process waits for the names of its first table.
-const FIRST_ANSWERS: Duration = Duration::from_secs(3);
-/// The longest pause between two tries of a name that fails.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// What says how names are resolved, unless the settings name another file.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// A larger one is not read.
+const MAX_RESOLV_CONF: u64 = 1024 * 1024;
 
 /// Something that has to follow when the addresses of a name change.
 pub trait NameUser: Send + Sync {
@@ -43,7 +44,7 @@ pub struct Name {
     name: String,
     addresses: ArcSwap<Vec<IpAddr>>,
     users: Mutex<Vec<Weak<dyn NameUser>>>,
-    answered: Notify,
+    answered: Answered,
 }
 
 impl std::fmt::Debug for Name {
@@ -55,14 +56,14 @@ impl std::fmt::Debug for Name {
 impl Name {
     /// A name with addresses that are known from elsewhere.
     pub fn with_addresses(name: &str, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
-        let known = Name {
+        let mut addresses: Vec<IpAddr> = addresses.into_iter().collect();
+        addresses.sort_unstable();
+        Name {
             name: name.to_owned(),
-            addresses: ArcSwap::default(),
+            answered: Answered::new(!addresses.is_empty()),
+            addresses: ArcSwap::from_pointee(addresses),
             users: Mutex::default(),
-            answered: Notify::new(),
-        };
-        known.set(addresses);
-        known
+        }
     }
 
     /// The name as configured.
@@ -87,7 +88,7 @@ impl Name {
                 user.addresses_changed();
             }
         }
-        self.answered.notify_waiters();
+        self.answered.tell();
         changed
     }
 
@@ -103,93 +104,43 @@ impl Name {
 pub struct Names {
     settings: DnsSettings,
     ipv6: bool,
-    known: Mutex<HashMap<String, Weak<Name>>>,
-    added: mpsc::UnboundedSender<Weak<Name>>,
-    queue: Mutex<Option<mpsc::UnboundedReceiver<Weak<Name>>>>,
+    registry: Registry<Name>,
 }
 
 impl Names {
     /// Prepares the registry; nothing is asked before the service runs.
     pub fn new(settings: DnsSettings, ipv6: bool) -> Arc<Self> {
-        let (added, queue) = mpsc::unbounded_channel();
         Arc::new(Names {
             settings,
             ipv6,
-            known: Mutex::default(),
-            added,
-            queue: Mutex::new(Some(queue)),
+            registry: Registry::new(),
         })
     }
 
     /// The entry of `name`, which is kept resolved for as long as somebody holds it.
     pub fn get(&self, name: &str) -> Arc<Name> {
-        let mut known = lock(&self.known);
         let key = name.to_ascii_lowercase();
-        if let Some(entry) = known.get(&key).and_then(Weak::upgrade) {
-            return entry;
-        }
-        known.retain(|_, entry| entry.strong_count() > 0);
-        let entry = Arc::new(Name::with_addresses(name, []));
-        known.insert(key, Arc::downgrade(&entry));
-        // The receiver lives as long as the service; without it (offline commands) nothing is
-        // resolved, which is what `check` and `explain` want.
-        let _ = self.added.send(Arc::downgrade(&entry));
-        entry
+        self.registry.get(key, || Name::with_addresses(name, []))
     }
 
     /// Waits until every name in use has an address, or has failed once, or `limit` has passed.
     pub async fn settled(&self, limit: Duration) {
+        Self::wait_for(&self.registry.all(), limit).await;
+    }
+
+    /// Waits until each of these names has an address, or has failed once, or `limit` has passed.
+    pub(super) async fn wait_for(names: &[Arc<Name>], limit: Duration) {
         let deadline = tokio::time::Instant::now() + limit;
-        let entries: Vec<Arc<Name>> = lock(&self.known)
-            .values()
-            .filter_map(Weak::upgrade)
-            .collect();
-        for entry in entries {
-            let answered = entry.answered.notified();
-            if entry.addresses().is_empty()
-                && tokio::time::timeout_at(deadline, answered).await.is_err()
-            {
-                log::warn!("node name {} has no address yet", entry.as_str());
+        for name in names {
+            if !name.answered.wait_until(deadline).await {
+                log::warn!("node name {} has no address yet", name.as_str());
             }
         }
     }
 
-    fn resolver(&self) -> Result<TokioResolver, hickory_resolver::net::NetError> {
-        let (system, mut options) = read_system_conf().unwrap_or_else(|error| {
-            log::warn!("resolv.conf cannot be read: {error}");
-            Default::default()
-        });
-        let (domain, search, mut servers) = system.into_parts();
-        if !self.settings.servers.is_empty() {
-            let configured = self.settings.servers.iter().map(|address| {
-                let mut server = NameServerConfig::udp_and_tcp(address.ip());
-                for connection in &mut server.connections {
-                    connection.port = address.port();
-                }
-                server
-            });
-            servers = configured.collect();
-        }
-        let (domain, search) = match self.settings.search {
-            true => (domain, search),
-            false => (None, Vec::new()),
-        };
-        options.timeout = self.settings.timeout;
-        options.attempts = QUERY_ATTEMPTS;
-        options.cache_size = 0;
-        options.ip_strategy = match self.ipv6 {
-            true => LookupIpStrategy::Ipv4AndIpv6,
-            false => LookupIpStrategy::Ipv4Only,
-        };
-        let config = ResolverConfig::from_parts(domain, search, servers);
-        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-            .with_options(options)
-            .build()
-    }
-
     /// Keeps one name resolved until nobody uses it any more.
     async fn keep_resolved(entry: Weak<Name>, resolver: Arc<TokioResolver>, ttl: Option<Duration>) {
-        let mut pause = SHORTEST_TTL;
+        let mut pauses = Pauses::default();
         while let Some(name) = entry.upgrade() {
             match resolver.lookup_ip(name.as_str()).await {
                 Ok(answer) => {
@@ -204,11 +155,12 @@ impl Names {
                     let left = answer
                         .valid_until()
                         .saturating_duration_since(Instant::now());
-                    pause = SHORTEST_TTL;
+                    pauses = Pauses::default();
                     drop(name);
                     tokio::time::sleep(ttl.unwrap_or(left).max(SHORTEST_TTL)).await;
                 }
                 Err(error) => {
+                    let pause = pauses.next();
                     log::warn!(
                         "failed to parse domain: {}, error: {error}; {} in use, next try in {} s",
                         name.as_str(),
@@ -218,10 +170,9 @@ impl Names {
                         },
                         pause.as_secs()
                     );
-                    name.answered.notify_waiters();
+                    name.answered.tell();
                     drop(name);
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
         }
@@ -230,41 +181,20 @@ impl Names {
 
 #[async_trait]
 impl BackgroundService for Names {
-    /// Ready when the names of the first table have addresses, so that no connection is accepted
-    /// before it can be served, and after [`FIRST_ANSWERS`] in any case.
-    async fn start_with_ready_notifier(
-        &self,
-        mut shutdown: ShutdownWatch,
-        ready: ServiceReadyNotifier,
-    ) {
-        let first_answers = async {
-            self.settled(FIRST_ANSWERS).await;
-            ready.notify_ready();
-            std::future::pending().await
-        };
-        tokio::select! {
-            () = self.resolve_all(&mut shutdown) => {}
-            () = first_answers => {}
-        }
-    }
-}
-
-impl Names {
-    async fn resolve_all(&self, shutdown: &mut ShutdownWatch) {
-        let Some(mut queue) = lock(&self.queue).take() else {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let Some(mut queue) = self.registry.queue() else {
             return;
         };
-        let resolver = match self.resolver() {
-            Ok(resolver) => Arc::new(resolver),
-            Err(error) => {
-                log::error!("node names cannot be resolved: {error}");
-                return;
-            }
-        };
+        let mut resolver = None;
         loop {
             tokio::select! {
                 Some(entry) = queue.recv() => {
-                    tokio::spawn(Self::keep_resolved(entry, resolver.clone(), self.settings.valid));
+                    // Made when there is a name: where nothing is resolved, nothing need be there.
+                    let resolver = resolver.get_or_insert_with(|| resolver_of(&self.settings, self.ipv6));
+                    if let Some(resolver) = resolver {
+                        let resolver = resolver.clone();
+                        tokio::spawn(Self::keep_resolved(entry, resolver, self.settings.valid));
+                    }
                 }
                 _ = shutdown.changed() => return,
             }
@@ -272,9 +202,61 @@ impl Names {
     }
 }
 
-/// A poisoned lock only means that another task panicked; the data are replaced as a whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// A resolver without a cache: whoever uses it asks again when the TTL ends. `None`, with an ERROR
+/// in the log, where the settings lead to none.
+pub(super) fn resolver_of(settings: &DnsSettings, ipv6: bool) -> Option<Arc<TokioResolver>> {
+    let file = settings.resolv_conf.as_deref();
+    let (system, mut options) = read_resolv_conf(file.unwrap_or(Path::new(RESOLV_CONF)));
+    let (domain, search, mut servers) = system.into_parts();
+    if !settings.servers.is_empty() {
+        let configured = settings.servers.iter().map(|address| {
+            let mut server = NameServerConfig::udp_and_tcp(address.ip());
+            for connection in &mut server.connections {
+                connection.port = address.port();
+            }
+            server
+        });
+        servers = configured.collect();
+    }
+    let (domain, search) = match settings.search {
+        true => (domain, search),
+        false => (None, Vec::new()),
+    };
+    options.timeout = settings.timeout;
+    options.attempts = QUERY_ATTEMPTS;
+    options.cache_size = 0;
+    options.ip_strategy = match ipv6 {
+        true => LookupIpStrategy::Ipv4AndIpv6,
+        false => LookupIpStrategy::Ipv4Only,
+    };
+    if !settings.hosts {
+        options.use_hosts_file = ResolveHosts::Never;
+    }
+    let config = ResolverConfig::from_parts(domain, search, servers);
+    let built = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        .with_options(options)
+        .build();
+    built
+        .inspect_err(|error| log::error!("names cannot be resolved: {error}"))
+        .ok()
+        .map(Arc::new)
+}
+
+/// What the file says; nothing, with a WARN in the log, where it cannot be read.
+fn read_resolv_conf(path: &Path) -> (ResolverConfig, ResolverOpts) {
+    let read = || {
+        let size = std::fs::metadata(path)?.len();
+        match size > MAX_RESOLV_CONF {
+            true => Err(std::io::Error::other("it is larger than 1 MiB")),
+            false => std::fs::read(path),
+        }
+    };
+    let text = read().map_err(|error| error.to_string());
+    let parsed = text.and_then(|text| parse_resolv_conf(text).map_err(|error| error.to_string()));
+    parsed.unwrap_or_else(|error| {
+        log::warn!("{} cannot be read: {error}", path.display());
+        Default::default()
+    })
 }
 
 #[cfg(test)]
@@ -305,12 +287,9 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_shared_and_forgotten_with_its_last_user() {
+    fn a_name_is_one_whatever_its_case() {
         let names = Names::new(DnsSettings::default(), true);
         let one = names.get("Broker.test");
         assert!(Arc::ptr_eq(&one, &names.get("broker.TEST")));
-        drop(one);
-        names.get("other.test");
-        assert_eq!(lock(&names.known).len(), 1);
     }
 }

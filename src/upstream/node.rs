@@ -149,6 +149,11 @@ impl Node {
         }
     }
 
+    /// Whether its addresses are those of this entry.
+    pub fn is_named(&self, name: &Arc<Name>) -> bool {
+        matches!(&self.addresses, Addresses::Resolved(own, _) if Arc::ptr_eq(own, name))
+    }
+
     /// The address to be its place on a hash ring, when the configuration gives one.
     pub fn fixed_address(&self) -> Option<SocketAddr> {
         match self.addresses {

@@ -18,6 +18,7 @@ use pingora_load_balancing::selection::consistent::KetamaHashing;
 use pingora_load_balancing::{Backend, Backends, Extensions, LoadBalancer};
 
 use super::node::Node;
+use crate::config::resource::weights::{MAX_RING_WEIGHT, common_divisor};
 use crate::config::settings::RingIdentity;
 
 /// Points on the ring for each unit of weight; nginx's and APISIX's number.
@@ -32,6 +33,35 @@ pub struct Place {
     pub address: Option<SocketAddr>,
 }
 
+/// Where a node given by name stands on the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Places {
+    /// At one place made of its name.
+    Name,
+    /// At each of its addresses, with its whole weight at each.
+    Addresses,
+    /// At each of its addresses, with an equal part of its weight: APISIX's rule for the targets
+    /// of SRV records.
+    Shares,
+}
+
+impl Places {
+    /// What the settings ask for; `of_service`: the nodes are those of a service in DNS.
+    pub fn of(identity: RingIdentity, of_service: bool) -> Self {
+        match (identity, of_service) {
+            (RingIdentity::Name, _) => Places::Name,
+            (RingIdentity::Address, false) => Places::Addresses,
+            (RingIdentity::Address, true) => Places::Shares,
+        }
+    }
+}
+
+impl From<RingIdentity> for Places {
+    fn from(identity: RingIdentity) -> Self {
+        Places::of(identity, false)
+    }
+}
+
 /// What the ring was last built from.
 #[derive(Default)]
 struct Snapshot {
@@ -39,28 +69,32 @@ struct Snapshot {
     points: usize,
 }
 
-/// The places that the nodes of a level take: Pingora asks it for the backends of the ring.
-struct Places {
+/// The nodes of a level on the ring: Pingora asks it for the backends.
+struct Stands {
     members: Vec<(Arc<Node>, u32)>,
-    identity: RingIdentity,
+    places: Places,
     current: ArcSwap<Snapshot>,
 }
 
-impl Places {
+impl Stands {
     /// Works out the places from what the names resolve to now. The last of several nodes with
     /// the same address decides its weight, as in APISIX.
     fn refresh(&self) {
         let mut snapshot = Snapshot::default();
-        for (member, (node, weight)) in self.members.iter().enumerate() {
+        let parts = match self.places {
+            Places::Shares => shares(&self.members),
+            Places::Name | Places::Addresses => self.members.iter().map(|&(_, w)| w).collect(),
+        };
+        for (member, ((node, weight), part)) in self.members.iter().zip(parts).enumerate() {
             let mut add = |at: SocketAddr, address: Option<SocketAddr>| {
                 let place = Place { member, address };
-                snapshot.by_address.insert(at, (place, *weight));
+                snapshot.by_address.insert(at, (place, part));
             };
-            match (node.fixed_address(), self.identity) {
+            match (node.fixed_address(), self.places) {
                 _ if *weight == 0 => {}
                 (Some(address), _) => add(address, Some(address)),
-                (None, RingIdentity::Name) => add(place_of_name(node.label()), None),
-                (None, RingIdentity::Address) => {
+                (None, Places::Name) => add(place_of_name(node.label()), None),
+                (None, Places::Addresses | Places::Shares) => {
                     for address in node.addresses() {
                         add(address, Some(address));
                     }
@@ -76,6 +110,48 @@ impl Places {
     }
 }
 
+/// What each address of a member weighs so that all of its addresses together weigh what it does:
+/// integers, divided by their common divisor. Where a ring cannot have points that fine, an address
+/// weighs what its node does.
+fn shares(members: &[(Arc<Node>, u32)]) -> Vec<u32> {
+    let whole = || members.iter().map(|&(_, weight)| weight);
+    let counts: Vec<u64> = members
+        .iter()
+        .map(|(node, _)| node.addresses().len().max(1) as u64)
+        .collect();
+    let multiple = counts.iter().try_fold(1_u64, |all, &count| {
+        (all / divisor_of(all, count)).checked_mul(count)
+    });
+    let parts: Option<Vec<u32>> = multiple.and_then(|multiple| {
+        let parts = whole().zip(&counts).map(|(weight, count)| {
+            let part = u64::from(weight).checked_mul(multiple / count)?;
+            u32::try_from(part).ok()
+        });
+        parts.collect()
+    });
+    let Some(mut parts) = parts else {
+        return whole().collect();
+    };
+    let divisor = common_divisor(parts.iter().copied());
+    parts.iter_mut().for_each(|part| *part /= divisor);
+    let sum = parts
+        .iter()
+        .zip(&counts)
+        .map(|(&part, count)| u64::from(part) * count);
+    match sum.sum::<u64>() > MAX_RING_WEIGHT {
+        true => whole().collect(),
+        false => parts,
+    }
+}
+
+/// The greatest common divisor of two numbers above zero.
+fn divisor_of(mut a: u64, mut b: u64) -> u64 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
 /// The place of a name on the ring: an address in 100::/64, the prefix that never reaches a
 /// network (RFC 6666), made from the name alone, so that a broker which comes back under another
 /// address keeps its clients.
@@ -88,7 +164,7 @@ fn place_of_name(label: &str) -> SocketAddr {
     SocketAddr::new(Ipv6Addr::from(octets).into(), port.parse().unwrap_or(0))
 }
 
-struct Discovery(Arc<Places>);
+struct Discovery(Arc<Stands>);
 
 #[async_trait]
 impl ServiceDiscovery for Discovery {
@@ -112,22 +188,22 @@ impl ServiceDiscovery for Discovery {
 /// The ring of one priority level.
 pub struct Ring {
     balancer: LoadBalancer<KetamaHashing>,
-    places: Arc<Places>,
+    stands: Arc<Stands>,
 }
 
 impl Ring {
     /// Builds the ring for `members`: nodes with their weights, divided by their common divisor.
     /// Weight 0 has no place.
-    pub fn new(members: Vec<(Arc<Node>, u32)>, identity: RingIdentity) -> Self {
-        let places = Arc::new(Places {
+    pub fn new(members: Vec<(Arc<Node>, u32)>, places: impl Into<Places>) -> Self {
+        let stands = Arc::new(Stands {
             members,
-            identity,
+            places: places.into(),
             current: ArcSwap::default(),
         });
-        let backends = Backends::new(Box::new(Discovery(places.clone())));
+        let backends = Backends::new(Box::new(Discovery(stands.clone())));
         let ring = Ring {
             balancer: LoadBalancer::from_backends(backends),
-            places,
+            stands,
         };
         ring.refresh();
         ring
@@ -135,7 +211,7 @@ impl Ring {
 
     /// Follows a change of the addresses behind names. Must not run twice at once for one ring.
     pub fn refresh(&self) {
-        self.places.refresh();
+        self.stands.refresh();
         // Discovery above never waits, so one poll finishes it.
         match poll_once(self.balancer.update()) {
             Some(Ok(())) => {}
@@ -152,7 +228,7 @@ impl Ring {
         tried: &[Place],
         wanted: impl Fn(usize) -> bool,
     ) -> Option<Place> {
-        let snapshot = self.places.current.load();
+        let snapshot = self.stands.current.load();
         if tried.len() >= snapshot.by_address.len() {
             return None;
         }
@@ -175,7 +251,7 @@ impl std::fmt::Debug for Ring {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
             .debug_struct("Ring")
-            .field("places", &self.places.current.load().by_address.len())
+            .field("places", &self.stands.current.load().by_address.len())
             .finish()
     }
 }
@@ -269,6 +345,40 @@ mod tests {
         name.set(["127.0.0.1", "127.0.0.2"].map(|ip| ip.parse().unwrap()));
         ring.refresh();
         assert_eq!(order(&ring, "foo").len(), 2);
+    }
+
+    /// The example of APISIX's documentation: two addresses of a target share its weight.
+    #[test]
+    fn the_addresses_of_a_target_share_its_weight() {
+        let resolved = |name: &str, addresses: &[&str]| {
+            let addresses = addresses.iter().map(|ip| ip.parse().unwrap());
+            Arc::new(Name::with_addresses(name, addresses))
+        };
+        let target = |name: &Arc<Name>, weight| (Arc::new(Node::named(name.clone(), 1980)), weight);
+        let (a, b) = (
+            resolved("a", &["1.1.1.1"]),
+            resolved("b", &["1.1.1.2", "1.1.1.3"]),
+        );
+        let found = Ring::new(vec![target(&a, 3), target(&b, 1)], Places::Shares);
+        let written = ring(&[
+            ("1.1.1.1:1980", 6),
+            ("1.1.1.2:1980", 1),
+            ("1.1.1.3:1980", 1),
+        ]);
+        for n in 0..500 {
+            let key = n.to_string();
+            let pick = |ring: &Ring| ring.pick(key.as_bytes(), &[], |_| true).unwrap().address;
+            assert_eq!(pick(&found), pick(&written), "{key}");
+        }
+
+        // Weights that no ring can have are not split.
+        let many: Vec<String> = (1..=251).map(|n| format!("10.1.0.{n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let many = resolved("many", &many);
+        assert_eq!(
+            shares(&[target(&a, 4_000), target(&many, 3_999)]),
+            [4_000, 3_999]
+        );
     }
 
     #[test]

@@ -3,9 +3,7 @@
 use crate::config::resource::upstream::{
     Balancer, HashKey, Host, Upstream as Config, UpstreamNode,
 };
-use crate::config::settings::{DnsSettings, RingIdentity};
-use crate::upstream::names::Names;
-use crate::upstream::{Context, Upstream};
+use crate::upstream::{Context, Shared, Upstream};
 
 fn node(address: &str, weight: u32, priority: i64) -> UpstreamNode {
     let (host, port) = address.rsplit_once(':').unwrap();
@@ -40,14 +38,13 @@ fn config(balancer: Balancer, nodes: Vec<UpstreamNode>, retries: Option<u32>) ->
 }
 
 fn order(config: &Config, key: &[u8]) -> Vec<String> {
-    let names = Names::new(DnsSettings::default(), true);
+    let shared = Shared::default();
     // The registry forgets a name that nobody holds.
-    let broker = names.get("broker");
+    let broker = shared.names.get("broker");
     broker.set(["10.0.0.8", "10.0.0.9"].map(|ip| ip.parse().unwrap()));
     let tls = crate::tls::Shared::offline().unwrap();
     let context = Context {
-        names: &names,
-        ring_identity: RingIdentity::Name,
+        shared: &shared,
         tls: &tls,
         ssls: &[],
     };

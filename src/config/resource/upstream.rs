@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::checks::{self, Checks};
+use super::discovery::{self, Discovery, Found};
 use super::read::{Context, id, seconds, text};
 use super::{hash_key, nodes, pem, weights};
 use crate::config::diagnostic::{At, Origin, quote};
@@ -52,7 +53,7 @@ pub struct Upstream {
     /// How many percent of its share of the live connections a node of a ring may have before
     /// further ones go to the next; above 100. Only with chash.
     pub balance_factor: Option<u32>,
-    /// Service discovery instead of `nodes`.
+    /// A service of which the nodes are, instead of `nodes`, which is empty then.
     pub discovery: Option<Discovery>,
 }
 
@@ -167,15 +168,6 @@ impl fmt::Debug for UpstreamTls {
     }
 }
 
-/// `discovery_type` and `service_name`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Discovery {
-    /// `discovery_type`, for instance `dns`.
-    pub kind: String,
-    /// `service_name`, 1–256 characters.
-    pub service_name: String,
-}
-
 /// One node of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamNode {
@@ -234,10 +226,18 @@ pub(crate) fn build_named(
 /// id; APISIX lets them pass and fails with each connection.
 pub(crate) fn build(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Upstream {
     let balancer = balancer(node, at, context);
-    let nodes = node
+    let mut nodes = node
         .get("nodes")
         .map(|nodes| nodes::nodes(nodes, &at.key("nodes"), context))
         .unwrap_or_default();
+    let discovery = match discovery::build(node, at, context) {
+        Some(Found::Service(service)) => Some(service),
+        Some(Found::Node(node)) => {
+            nodes.push(node);
+            None
+        }
+        None => None,
+    };
     let hash_key = match balancer {
         Balancer::Chash => {
             ring(node, &nodes, at, context);
@@ -272,7 +272,7 @@ pub(crate) fn build(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Upst
             .and_then(|checks| checks::build(checks, &at.key("checks"), context)),
         slow_start: seconds(node, "slow_start"),
         balance_factor: balance_factor(node, balancer, at, context),
-        discovery: discovery(node, at, context),
+        discovery,
     }
 }
 
@@ -422,18 +422,6 @@ fn server_name(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> ServerNam
         },
         _ => ServerName::Client,
     }
-}
-
-fn discovery(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Option<Discovery> {
-    // With `nodes` beside it, a lone service_name is ignored, as in APISIX.
-    let (kind, service_name) = (text(node, "discovery_type")?, text(node, "service_name")?);
-    let position = node.entry("discovery_type")?.key_position;
-    let message = format!(
-        "discovery_type {} is not supported yet: the upstream has no nodes",
-        quote(&kind)
-    );
-    context.warn(position, &at.key("discovery_type"), message);
-    Some(Discovery { kind, service_name })
 }
 
 #[cfg(test)]

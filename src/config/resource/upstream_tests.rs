@@ -356,19 +356,53 @@ fn wrong_other_fields() {
 }
 
 #[test]
-fn discovery_is_kept_and_told() {
-    let judged = judge("{discovery_type: dns, service_name: a.test}");
-    assert_eq!(
-        judged.messages,
-        [
-            "warning: x.discovery_type: discovery_type \"dns\" is not supported yet: the upstream has no nodes"
-        ]
-    );
-    let discovery = judged.value.discovery.unwrap();
-    assert_eq!(
-        (discovery.kind.as_str(), discovery.service_name.as_str()),
-        ("dns", "a.test")
-    );
+fn a_service_in_dns() {
+    for (written, name, port) in [
+        ("a.test", "a.test", None),
+        ("_mqtt._tcp.a.test", "_mqtt._tcp.a.test", None),
+        ("a.test:1883", "a.test", Some(1883)),
+    ] {
+        let judged = judge(&format!(
+            "{{discovery_type: dns, service_name: '{written}'}}"
+        ));
+        assert_eq!(judged.messages, [""; 0], "{written}");
+        let discovery = judged.value.discovery.unwrap();
+        assert_eq!((discovery.name.as_str(), discovery.port), (name, port));
+        assert_eq!(discovery.to_string(), written);
+    }
+}
+
+#[test]
+fn a_service_that_is_an_address_is_a_node() {
+    let judged = judge("{discovery_type: dns, service_name: '[::1]:1883'}");
+    assert_eq!(judged.messages, [""; 0]);
+    assert_eq!(judged.value.discovery, None);
+    assert_eq!(judged.value.nodes[0].to_string(), "[::1]:1883");
+    assert_eq!(judged.value.nodes[0].weight, 1);
+}
+
+#[test]
+fn services_that_cannot_be_looked_up() {
+    for (text, message) in [
+        (
+            "discovery_type: dsn, service_name: a.test",
+            "x.discovery_type: unknown discovery_type \"dsn\"; did you mean \"dns\"? (only dns is served)",
+        ),
+        (
+            "discovery_type: consul, service_name: a",
+            "x.discovery_type: unknown discovery_type \"consul\" (only dns is served)",
+        ),
+        (
+            "discovery_type: dns, service_name: 'a.test:70000'",
+            "x.service_name: service_name \"a.test:70000\": port 70000 is out of range (1-65535)",
+        ),
+        (
+            "discovery_type: dns, service_name: 127.0.0.1",
+            "x.service_name: service_name \"127.0.0.1\" has no port",
+        ),
+    ] {
+        assert_eq!(messages(&format!("{{{text}}}")), [message], "{text}");
+    }
 }
 
 #[test]

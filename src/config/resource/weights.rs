@@ -53,6 +53,29 @@ pub(super) fn oversized_ring(nodes: &[UpstreamNode]) -> Option<String> {
     })
 }
 
+/// Scales the weights of every priority whose ring would be too large down to one that is not; no
+/// node loses its weight altogether. For nodes that nobody can be told about.
+pub fn fit_to_ring(nodes: &mut [UpstreamNode]) {
+    let too_large: BTreeMap<i64, u64> = levels(nodes)
+        .into_iter()
+        .map(|(priority, (divisor, nodes))| {
+            let weights = nodes.iter().map(|node| u64::from(node.weight));
+            let sum: u64 = weights.sum();
+            (priority, (sum, sum / u64::from(divisor)))
+        })
+        .filter(|(_, (_, divided))| *divided > MAX_RING_WEIGHT)
+        .map(|(priority, (sum, _))| (priority, sum))
+        .collect();
+    for node in nodes {
+        if let Some(sum) = too_large.get(&node.priority)
+            && node.weight > 0
+        {
+            let scaled = u64::from(node.weight) * MAX_RING_WEIGHT / sum;
+            node.weight = u32::try_from(scaled.max(1)).unwrap_or(u32::MAX);
+        }
+    }
+}
+
 /// The priorities of which every node has weight 0.
 pub(super) fn priorities_without_weight(nodes: &[UpstreamNode]) -> Vec<i64> {
     levels(nodes)

@@ -16,6 +16,27 @@ fn common_divisors() {
     assert_eq!(common_divisor([u32::MAX, u32::MAX]), u32::MAX);
 }
 
+#[test]
+fn weights_that_no_ring_can_have_are_scaled_down_and_others_stay() {
+    let fitted = |weights: &[u32]| -> Vec<u32> {
+        let resources = resources(weights);
+        let mut nodes = resources.upstreams[0].upstream.nodes.clone();
+        fit_to_ring(&mut nodes);
+        nodes.iter().map(|node| node.weight).collect()
+    };
+    assert_eq!(fitted(&[60, 20, 1]), [60, 20, 1]);
+    assert_eq!(
+        fitted(&[60_000, 20_000]),
+        [60_000, 20_000],
+        "a ring of 3 and 1"
+    );
+    let scaled = fitted(&[65_535, 32_767, 1, 0]);
+    assert_eq!(scaled[2..], [1, 0]);
+    assert_eq!(scaled[0] / scaled[1], 2);
+    let sum: u32 = scaled.iter().sum();
+    assert!(u64::from(sum) <= MAX_RING_WEIGHT + 4, "{scaled:?}");
+}
+
 fn resources(weights: &[u32]) -> Resources {
     let nodes: Vec<String> = weights
         .iter()

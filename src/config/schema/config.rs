@@ -2,7 +2,7 @@
 
 use super::config_apisix::APISIX;
 use super::config_own::MQTT_PROXY;
-use super::config_rest::{DEPLOYMENT, NGINX_CONFIG, PLUGIN_ATTR};
+use super::config_rest::{DEPLOYMENT, DISCOVERY, NGINX_CONFIG, PLUGIN_ATTR};
 use super::upstream::ANYTHING;
 use super::{Field, Kind, Literal, Object, Rest};
 
@@ -36,6 +36,11 @@ pub static CONFIG: Object = Object::strict(
             &crate::config::settings::DEFAULT_STREAM_PLUGINS,
         )),
         Field::new(
+            "discovery",
+            Kind::Object(&DISCOVERY),
+            "Where the nodes of services are found.",
+        ),
+        Field::new(
             "plugin_attr",
             Kind::Object(&PLUGIN_ATTR),
             "Attributes of plugins.",
@@ -52,7 +57,6 @@ pub static CONFIG: Object = Object::strict(
         ),
         Field::new("plugins", Kind::Any, "Plugins of HTTP.").no_effect(),
         Field::new("etcd", Kind::Any, "").no_effect(),
-        Field::new("discovery", Kind::Any, "").no_effect(),
         Field::new("graphql", Kind::Any, "").no_effect(),
         Field::new("ext-plugin", Kind::Any, "").no_effect(),
         Field::new("wasm", Kind::Any, "").no_effect(),

@@ -58,6 +58,12 @@ pub static APISIX: Object = Object::strict(
             "Apply the search domains of the system.",
         )
         .default(Literal::Bool(true)),
+        Field::new(
+            "disable_upstream_healthcheck",
+            Kind::Bool,
+            "Act as if no upstream had checks.",
+        )
+        .default(Literal::Bool(false)),
         Field::new("ssl", Kind::Object(&SSL), "TLS defaults."),
         Field::new("enable_dev_mode", Kind::Bool, "One worker.").default(Literal::Bool(false)),
         Field::new("node_listen", Kind::Any, "Ports of HTTP.").no_effect(),
@@ -88,7 +94,6 @@ pub static APISIX: Object = Object::strict(
         Field::new("data_encryption", Kind::Any, "")
             .no_effect()
             .secret(),
-        Field::new("disable_upstream_healthcheck", Kind::Any, "").no_effect(),
         Field::new("trusted_addresses", Kind::Any, "").no_effect(),
         Field::new("lru", Kind::Any, "").no_effect(),
         Field::new("tracing", Kind::Any, "").no_effect(),

@@ -1,6 +1,6 @@
 //! `mqtt_proxy` of `config.yaml`: what APISIX has no key for.
 
-use super::{Field, Kind, Literal, Object, Pattern, Rest, Text};
+use super::{Field, Kind, List, Literal, Object, Pattern, Rest, Text};
 
 /// Seconds above zero, at most a year.
 const SECONDS: Kind = Kind::Number {
@@ -21,6 +21,14 @@ const SOCKET_ADDRESS: Pattern = Pattern {
     test: |text| text.parse::<std::net::SocketAddr>().is_ok(),
     expected: "an address with a port, such as 127.0.0.1:9091",
 };
+
+const IP_ADDRESS: Pattern = Pattern {
+    regex: "^[0-9A-Fa-f:.]+$",
+    test: |text| text.parse::<std::net::IpAddr>().is_ok(),
+    expected: "an IPv4 or IPv6 address",
+};
+
+const IP: Kind = Kind::Text(Text::ANY.pattern(&IP_ADDRESS));
 
 const URL_PATH: Pattern = Pattern {
     regex: "^/[!-~]*$",
@@ -60,6 +68,12 @@ pub static MQTT_PROXY: Object = Object::strict(
             "What a node given by name is on the hash ring.",
         )
         .default(Literal::Text("name")),
+        Field::new(
+            "upstream_bind",
+            Kind::List(List::of(&IP).at_most(1024).unique()),
+            "Local addresses from which nodes are connected to, by turns: each one has its own \
+             28,000 ports towards a node. Default: the kernel chooses.",
+        ),
         Field::new("limits", Kind::Object(&LIMITS), "Limits on clients."),
         Field::new(
             "idle",

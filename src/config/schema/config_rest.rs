@@ -1,7 +1,7 @@
-//! `nginx_config`, `deployment` and `plugin_attr` of `config.yaml`.
+//! `nginx_config`, `deployment`, `discovery` and `plugin_attr` of `config.yaml`.
 
 use super::config_own::PATH;
-use super::{Field, Kind, Literal, Object, Rest, Text};
+use super::{Field, Kind, List, Literal, Object, Rest, Text};
 
 /// `nginx_config`.
 pub static NGINX_CONFIG: Object = Object::strict(
@@ -141,6 +141,53 @@ static ETCD: Object = Object::strict(
         Field::new("password", Kind::Any, "").no_effect().secret(),
         Field::new("use_grpc", Kind::Any, "").no_effect(),
         Field::new("tls", Kind::Any, "").no_effect(),
+    ],
+)
+.rest(Rest::Warn);
+
+/// `discovery`: of APISIX's registries, DNS counts.
+pub static DISCOVERY: Object = Object::strict(
+    "Discovery",
+    "Where the nodes of services are found.",
+    &[
+        Field::new("dns", Kind::Object(&DISCOVERY_DNS), "Services in DNS."),
+        Field::new("consul", Kind::Any, "").no_effect().secret(),
+        Field::new("consul_kv", Kind::Any, "").no_effect().secret(),
+        Field::new("eureka", Kind::Any, "").no_effect().secret(),
+        Field::new("kubernetes", Kind::Any, "").no_effect().secret(),
+        Field::new("nacos", Kind::Any, "").no_effect().secret(),
+        Field::new("tars", Kind::Any, "").no_effect().secret(),
+    ],
+)
+.rest(Rest::Warn);
+
+static DISCOVERY_DNS: Object = Object::strict(
+    "DiscoveryDns",
+    "Services in DNS.",
+    &[
+        Field::new(
+            "servers",
+            Kind::List(List::of(&Kind::TEXT).at_least(1)),
+            "Name servers, \"ip\" or \"ip:port\"; default: those of resolv_conf, else those of \
+             apisix.dns_resolver, else those of the system.",
+        ),
+        Field::new(
+            "resolv_conf",
+            Kind::Text(Text::sized(1, 4096)),
+            "File to read instead of /etc/resolv.conf, relative to the folder of config.yaml.",
+        ),
+        Field::new(
+            "order",
+            Kind::List(
+                List::of(&Kind::Choice(&["last", "SRV", "A", "AAAA", "CNAME"]))
+                    .at_least(1)
+                    .at_most(5)
+                    .unique(),
+            ),
+            "Record types in the order in which they are asked for; last = the type that had an \
+             answer last time.",
+        )
+        .default(Literal::Texts(&["last", "SRV", "A", "AAAA", "CNAME"])),
     ],
 )
 .rest(Rest::Warn);

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use super::listen::{ProxyProtocolDefaults, listeners};
 use super::{
-    ConnectMode, DEFAULT_STREAM_PLUGINS, DnsSettings, Idle, Limits, MetricsSettings,
-    PingoraSettings, Provider, RefusalMode, RingIdentity, Settings, TlsSettings, Workers,
-    access_log,
+    ConnectMode, DEFAULT_STREAM_PLUGINS, Idle, Limits, MetricsSettings, PingoraSettings, Provider,
+    RefusalMode, RingIdentity, Settings, TlsSettings, Workers, access_log, dns, upstream_bind,
 };
 use crate::config::Loaded;
 use crate::config::diagnostic::{At, Position, Problems, quote};
@@ -98,7 +97,7 @@ pub(super) fn flag(root: &Node, path: &[&str], default: bool) -> bool {
     find(root, path).and_then(Node::as_bool).unwrap_or(default)
 }
 
-fn seconds(root: &Node, path: &[&str], default: Duration) -> Duration {
+pub(super) fn seconds(root: &Node, path: &[&str], default: Duration) -> Duration {
     find(root, path)
         .and_then(Node::as_f64)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
@@ -126,14 +125,20 @@ fn settings(
     let listeners = tcp(root, problems);
     let stream_plugins = stream_plugins(root, problems);
     let metrics = metrics(root, &stream_plugins, problems);
+    let enable_ipv6 = flag(root, &["apisix", "enable_ipv6"], true);
+    let node_names = dns::dns(root, problems);
+    let discovery = dns::discovery(root, &node_names, enable_ipv6, problems);
     Settings {
         listeners,
         udp_listeners,
         provider: provider(root, env, problems),
         standalone_file: text(root, &["mqtt_proxy", "standalone_file"]).map(PathBuf::from),
         workers: workers(root, env, problems),
-        enable_ipv6: flag(root, &["apisix", "enable_ipv6"], true),
-        dns: dns(root, problems),
+        enable_ipv6,
+        dns: node_names,
+        discovery,
+        health_checks: !flag(root, &["apisix", "disable_upstream_healthcheck"], false),
+        upstream_bind: upstream_bind::read(root, problems),
         stream_plugins,
         fallback_sni: text(root, &["apisix", "ssl", "fallback_sni"]),
         trusted_certificate: text(root, &["apisix", "ssl", "ssl_trusted_certificate"])
@@ -357,55 +362,6 @@ fn workers(root: &Node, env: &dyn Fn(&str) -> Option<String>, problems: &mut Pro
                 Workers::Auto
             }
         },
-    }
-}
-
-fn dns(root: &Node, problems: &mut Problems) -> DnsSettings {
-    let default = DnsSettings::default();
-    let apisix = At::Root.key("apisix");
-    let at = apisix.key("dns_resolver");
-    let mut servers = Vec::new();
-    if let Some(list) = find(root, &["apisix", "dns_resolver"]) {
-        for (index, item) in list.items().iter().enumerate() {
-            let Some(text) = item.as_str() else { continue };
-            match name_server(text) {
-                Some(server) if servers.contains(&server) => {}
-                Some(server) => servers.push(server),
-                None => problems.error(
-                    item.position,
-                    &at.index(index),
-                    format!("{} is no address of a name server", quote(text)),
-                ),
-            }
-        }
-    }
-    DnsSettings {
-        servers,
-        valid: find(root, &["apisix", "dns_resolver_valid"])
-            .and_then(Node::as_i64)
-            .and_then(|seconds| u64::try_from(seconds).ok())
-            .map(Duration::from_secs),
-        timeout: seconds(root, &["apisix", "resolver_timeout"], default.timeout),
-        search: flag(
-            root,
-            &["apisix", "enable_resolv_search_opt"],
-            default.search,
-        ),
-    }
-}
-
-/// `ip`, `[v6]`, `ip:port`, `[v6]:port`; the port is 53 unless written.
-fn name_server(text: &str) -> Option<SocketAddr> {
-    let bare = text
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(text);
-    match bare.parse::<IpAddr>() {
-        Ok(address) => Some(SocketAddr::new(address, 53)),
-        Err(_) => text
-            .parse()
-            .ok()
-            .filter(|server: &SocketAddr| server.port() > 0),
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::settings::Listener;
+use crate::config::settings::{DiscoverySettings, DnsSettings, Listener};
 
 fn env(name: &str) -> Option<String> {
     (name == "PORT").then(|| "9100".to_string())
@@ -54,6 +54,9 @@ fn defaults() {
             workers: Workers::Auto,
             enable_ipv6: true,
             dns: DnsSettings::default(),
+            discovery: DiscoverySettings::default(),
+            health_checks: true,
+            upstream_bind: vec![],
             stream_plugins: DEFAULT_STREAM_PLUGINS.map(str::to_string).to_vec(),
             fallback_sni: None,
             trusted_certificate: None,
@@ -376,34 +379,29 @@ fn workers_from_file_and_environment() {
 }
 
 #[test]
-fn name_servers() {
-    let settings = good(
-        "apisix:\n  stream_proxy: {tcp: [1]}\n  dns_resolver: [1.1.1.1, '8.8.8.8:5353', '::1', '[::1]:54', '[fe80::1]']\n  \
-         dns_resolver_valid: 30\n  resolver_timeout: 2\n  enable_resolv_search_opt: off\n  enable_ipv6: no\n",
-    );
-    let servers: Vec<String> = settings
-        .dns
-        .servers
+fn source_addresses() {
+    let text = |list: &str| {
+        format!("apisix: {{stream_proxy: {{tcp: [1]}}}}\nmqtt_proxy: {{upstream_bind: {list}}}")
+    };
+    let settings = good(&text("[127.0.0.2, '::1', '::ffff:127.0.0.2']"));
+    let shown: Vec<String> = settings
+        .upstream_bind
         .iter()
         .map(ToString::to_string)
         .collect();
-    assert_eq!(
-        servers,
-        [
-            "1.1.1.1:53",
-            "8.8.8.8:5353",
-            "[::1]:53",
-            "[::1]:54",
-            "[fe80::1]:53"
-        ]
-    );
-    assert_eq!(settings.dns.valid, Some(Duration::from_secs(30)));
-    assert_eq!(settings.dns.timeout, Duration::from_secs(2));
-    assert!(!settings.dns.search && !settings.enable_ipv6);
-    let told = messages("apisix: {stream_proxy: {tcp: [1]}, dns_resolver: [dns.test]}");
+    assert_eq!(shown, ["127.0.0.2", "::1"]);
+    let told = messages(&text("['::', 'x']"));
     assert!(
-        told[0].contains("apisix.dns_resolver[0]: \"dns.test\" is no address of a name server")
+        told[0].contains("upstream_bind[0]: :: is no address that a connection"),
+        "{told:?}"
     );
+}
+
+#[test]
+fn health_checks_can_be_turned_off() {
+    let settings = good("apisix: {stream_proxy: {tcp: [1]}, disable_upstream_healthcheck: true}");
+    assert!(!settings.health_checks);
+    assert_eq!(settings.without_effect, [""; 0]);
 }
 
 #[test]

@@ -4,10 +4,12 @@
 //! listed in [`Settings::without_effect`]; a key that APISIX does not have is a warning.
 
 mod access_log;
+mod dns;
 mod listen;
 mod load;
+mod upstream_bind;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +20,7 @@ pub use access_log::{
     AccessLogFormat, AccessLogSettings, AccessLogTarget, ClientIdPolicy, DEFAULT_FORMAT, Escape,
     Part,
 };
+pub use dns::{DiscoverySettings, DnsSettings, RecordType};
 pub use load::load;
 
 /// Everything `config.yaml` says that this program acts on.
@@ -35,8 +38,15 @@ pub struct Settings {
     pub workers: Workers,
     /// `apisix.enable_ipv6`: look up IPv6 addresses of names too. Default true.
     pub enable_ipv6: bool,
-    /// How names are resolved.
+    /// How nodes given by name are resolved.
     pub dns: DnsSettings,
+    /// How services are resolved.
+    pub discovery: DiscoverySettings,
+    /// Whether `checks` of upstreams count: `apisix.disable_upstream_healthcheck` is not set.
+    pub health_checks: bool,
+    /// `mqtt_proxy.upstream_bind`: the addresses from which nodes are connected to, by turns;
+    /// empty = the kernel chooses. At most 1,024, none twice.
+    pub upstream_bind: Vec<IpAddr>,
     /// `stream_plugins`; APISIX's default list when the file has none.
     pub stream_plugins: Vec<String>,
     /// `apisix.ssl.fallback_sni`: the name of clients that send none.
@@ -104,30 +114,6 @@ pub enum Workers {
     Auto,
     /// That many.
     Count(NonZeroUsize),
-}
-
-/// How names are resolved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DnsSettings {
-    /// `apisix.dns_resolver`, port 53 unless written; empty = those of the system.
-    pub servers: Vec<SocketAddr>,
-    /// `apisix.dns_resolver_valid`: overrides the TTL of records.
-    pub valid: Option<Duration>,
-    /// `apisix.resolver_timeout`. Default 5 s.
-    pub timeout: Duration,
-    /// `apisix.enable_resolv_search_opt`: apply the system's search domains. Default true.
-    pub search: bool,
-}
-
-impl Default for DnsSettings {
-    fn default() -> Self {
-        DnsSettings {
-            servers: Vec::new(),
-            valid: None,
-            timeout: Duration::from_secs(5),
-            search: true,
-        }
-    }
 }
 
 /// Where Prometheus text is served.

@@ -6,7 +6,7 @@ use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::HealthCheck;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::probe::{Dialler, REFUSED, broken};
+use super::probe::{AsClient, REFUSED, broken};
 use crate::config::resource::checks::MqttProbe;
 use crate::mqtt::{BrokerFirst, read_connack};
 use crate::upstream::random::random;
@@ -17,54 +17,51 @@ const DISCONNECT: &[u8] = &[0xe0, 0x00];
 const KEEP_ALIVE: u16 = 60;
 
 pub(super) struct MqttCheck {
-    pub dialler: Dialler,
+    pub dialler: AsClient,
     pub probe: MqttProbe,
 }
 
-impl MqttCheck {
-    /// A CONNECT with a clean session and a client id of its own, so that neither a session of
-    /// another probe is taken over nor one is left behind.
-    fn connect(&self, suffix: u32) -> Vec<u8> {
-        let probe = &self.probe;
-        let five = probe.level == 5;
-        let mut flags = 0x02;
-        flags |= if probe.username.is_some() { 0x80 } else { 0 };
-        flags |= if probe.password.is_some() { 0x40 } else { 0 };
-        let mut body = b"\0\x04MQTT".to_vec();
-        body.extend([probe.level, flags]);
-        body.extend(KEEP_ALIVE.to_be_bytes());
-        if five {
-            body.push(0);
-        }
-        let client_id = format!("{}{suffix:08x}", probe.client_id_prefix);
-        let fields = [
-            Some(&client_id),
-            probe.username.as_ref(),
-            probe.password.as_ref(),
-        ];
-        for field in fields.into_iter().flatten() {
-            // The configuration bounds each to 8 KiB.
-            let length = field.len().min(u16::MAX.into());
-            body.extend((length as u16).to_be_bytes());
-            body.extend(&field.as_bytes()[..length]);
-        }
-        let mut packet = vec![0x10];
-        let mut rest = body.len();
-        while rest > 0x7f {
-            packet.push((rest & 0x7f) as u8 | 0x80);
-            rest >>= 7;
-        }
-        packet.push(rest as u8);
-        packet.extend(body);
-        packet
+/// A CONNECT with a clean session and a client id of its own, so that neither a session of
+/// another probe is taken over nor one is left behind.
+fn connect_packet(probe: &MqttProbe, suffix: u32) -> Vec<u8> {
+    let five = probe.level == 5;
+    let mut flags = 0x02;
+    flags |= if probe.username.is_some() { 0x80 } else { 0 };
+    flags |= if probe.password.is_some() { 0x40 } else { 0 };
+    let mut body = b"\0\x04MQTT".to_vec();
+    body.extend([probe.level, flags]);
+    body.extend(KEEP_ALIVE.to_be_bytes());
+    if five {
+        body.push(0);
     }
+    let client_id = format!("{}{suffix:08x}", probe.client_id_prefix);
+    let fields = [
+        Some(&client_id),
+        probe.username.as_ref(),
+        probe.password.as_ref(),
+    ];
+    for field in fields.into_iter().flatten() {
+        // The configuration bounds each to 8 KiB.
+        let length = field.len().min(u16::MAX.into());
+        body.extend((length as u16).to_be_bytes());
+        body.extend(&field.as_bytes()[..length]);
+    }
+    let mut packet = vec![0x10];
+    let mut rest = body.len();
+    while rest > 0x7f {
+        packet.push((rest & 0x7f) as u8 | 0x80);
+        rest >>= 7;
+    }
+    packet.push(rest as u8);
+    packet.extend(body);
+    packet
 }
 
 #[async_trait]
 impl HealthCheck for MqttCheck {
     async fn check(&self, target: &Backend) -> pingora_core::Result<()> {
         let mut stream = self.dialler.dial(target).await?;
-        let connect = self.connect(random() as u32);
+        let connect = connect_packet(&self.probe, random() as u32);
         stream.write_all(&connect).await.map_err(broken)?;
         stream.flush().await.map_err(broken)?;
         let mut received = Vec::new();
@@ -102,7 +99,6 @@ fn refused(what: &str) -> Box<Error> {
 mod tests {
     use super::*;
     use crate::mqtt::{DecodeOptions, Mode, Protocol, decode};
-    use crate::upstream::health::probe::tests::dialler;
 
     #[test]
     fn the_connect_is_one_that_strict_brokers_accept() {
@@ -113,16 +109,13 @@ mod tests {
                 (Some("u"), None),
                 (Some("u"), Some(long.as_str())),
             ] {
-                let check = MqttCheck {
-                    dialler: dialler(),
-                    probe: MqttProbe {
-                        client_id_prefix: "probe-".to_owned(),
-                        username: username.map(str::to_owned),
-                        password: password.map(str::to_owned),
-                        level,
-                    },
+                let probe = MqttProbe {
+                    client_id_prefix: "probe-".to_owned(),
+                    username: username.map(str::to_owned),
+                    password: password.map(str::to_owned),
+                    level,
                 };
-                let packet = check.connect(0xab);
+                let packet = connect_packet(&probe, 0xab);
                 let options = DecodeOptions {
                     mode: Mode::Strict,
                     max_packet_size: packet.len(),

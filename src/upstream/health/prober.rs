@@ -51,7 +51,7 @@ impl Default for Prober {
 impl Prober {
     /// Probes the nodes of these upstreams from now on, and no others.
     pub fn follow<'a>(&self, upstreams: impl Iterator<Item = &'a Arc<Upstream>>) {
-        let checked = upstreams.filter(|upstream| upstream.config().checks.is_some());
+        let checked = upstreams.filter(|upstream| upstream.checks().is_some());
         self.followed.send_replace(checked.cloned().collect());
     }
 
@@ -69,12 +69,8 @@ impl Prober {
 
     fn start(&self, upstream: &Arc<Upstream>) -> Stop {
         let (stop, stopped) = watch::channel(());
-        let config = upstream.config();
-        let active = config
-            .checks
-            .as_ref()
-            .and_then(|checks| checks.active.as_ref());
-        let check = active.map(|active| Arc::new(Check::new(config, active, self.connector())));
+        let active = upstream.checks().and_then(|checks| checks.active.as_ref());
+        let check = active.map(|active| Arc::new(Check::new(upstream, active, self.connector())));
         let places = active.map_or(1, |active| active.concurrency);
         let places = Arc::new(Semaphore::new(places));
         for node in upstream.nodes_once() {
@@ -160,7 +156,7 @@ impl Task {
     }
 
     async fn keep_forgiving(mut self) {
-        let Some(checks) = self.upstream.config().checks.clone() else {
+        let Some(checks) = self.upstream.checks().cloned() else {
             return;
         };
         let mut transition = self.node.health().transition();
