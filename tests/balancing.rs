@@ -4,31 +4,7 @@
 mod support;
 
 use support::setup::{Setup, routes, start};
-use support::{Broker, Brokers, Client, Connect, DeadPort, SOON, local, metrics, wait_until};
-
-impl Setup {
-    fn of_node(&self, name: &str, node: &str) -> f64 {
-        let label = format!("node=\"{node}\"");
-        metrics::value(local(self.metrics), name, &[&label])
-    }
-
-    fn live(&self, node: &str) -> usize {
-        self.of_node("mqtt_proxy_upstream_connections", node) as usize
-    }
-
-    fn wait_until_healthy(&self, node: &str, healthy: bool) {
-        let expected = f64::from(u8::from(healthy));
-        wait_until(&format!("{node} healthy: {healthy}"), SOON, || {
-            (self.of_node("mqtt_proxy_upstream_healthy", node) == expected).then_some(())
-        });
-    }
-
-    fn clients(&self, prefix: &str, count: usize) -> Vec<Client> {
-        (0..count)
-            .map(|n| Client::mqtt(self.port, &Connect::v311(&format!("{prefix}{n}"))))
-            .collect()
-    }
-}
+use support::{Broker, Brokers, Client, Connect, DeadPort, SOON, wait_until};
 
 #[test]
 fn least_conn_follows_connections_that_end_and_survives_reloads() {

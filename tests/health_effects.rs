@@ -8,25 +8,10 @@ use std::collections::BTreeMap;
 use support::mosquitto::Mosquitto;
 use support::process::more_open_files;
 use support::setup::{Setup, routes, start};
-use support::{Broker, Brokers, Client, Connect, DeadPort, Ring, SOON, local, metrics, wait_until};
-
-impl Setup {
-    fn value(&self, name: &str, labels: &[&str]) -> f64 {
-        metrics::value(local(self.metrics), name, labels)
-    }
-
-    fn wait_until_healthy(&self, node: &str, healthy: bool) {
-        let label = format!("node=\"{node}\"");
-        let expected = f64::from(u8::from(healthy));
-        wait_until(&format!("{node} healthy: {healthy}"), SOON, || {
-            (self.value("mqtt_proxy_upstream_healthy", &[&label]) == expected).then_some(())
-        });
-    }
-
-    fn connect_failures(&self) -> f64 {
-        self.value("mqtt_proxy_upstream_connect_failures_total", &[])
-    }
-}
+use support::{
+    Broker, Brokers, Client, Connect, DeadPort, Files, Proxy, Ring, SOON, free_port, local,
+    metrics, wait_until,
+};
 
 const QUICK: &str = "active: {type: tcp, healthy: {successes: 1}, unhealthy: {tcp_failures: 1}}";
 
@@ -89,12 +74,7 @@ fn failed_connects_take_a_node_out_and_time_brings_it_back() {
         broker.addr(),
         dead.addr()
     ));
-    let connect = |count: usize| {
-        for n in 0..count {
-            Client::mqtt(setup.port, &Connect::v311(&format!("client-{n}")));
-        }
-    };
-    connect(20);
+    setup.clients("client-", 20);
     assert_eq!(
         setup.connect_failures(),
         2.0,
@@ -106,9 +86,7 @@ fn failed_connects_take_a_node_out_and_time_brings_it_back() {
     setup
         .proxy
         .wait_for_log("is healthy again: its recovery_time has passed");
-    for n in 0..20 {
-        Client::mqtt(setup.port, &Connect::v311(&format!("client-{n}")));
-    }
+    setup.clients("client-", 20);
     assert_eq!(setup.connect_failures(), 4.0, "it was given another chance");
 }
 
@@ -130,9 +108,7 @@ fn with_every_node_unhealthy_clients_are_served_all_the_same() {
         }
         setup.proxy.wait_for_log("all nodes are unhealthy");
         let before = brokers.accepted();
-        let clients: Vec<Client> = (0..20)
-            .map(|n| Client::mqtt(setup.port, &Connect::v311(&format!("client-{n}"))))
-            .collect();
+        let clients = setup.clients("client-", 20);
         let got: Vec<usize> = brokers
             .accepted()
             .iter()
@@ -170,11 +146,8 @@ fn a_reload_keeps_what_is_known_about_nodes_that_stay() {
     setup
         .proxy
         .reload(|| files.replace_routes(upstream(&more, &checks)));
-    let label = format!("node=\"{dead_node}\"");
-    assert_eq!(setup.value("mqtt_proxy_upstream_healthy", &[&label]), 0.0);
-    for n in 0..10 {
-        Client::mqtt(setup.port, &Connect::v311(&format!("client-{n}")));
-    }
+    assert!(!setup.is_healthy(&dead_node));
+    setup.clients("client-", 10);
     assert_eq!(setup.connect_failures(), 0.0);
     assert_eq!(
         setup.proxy.count("is unhealthy:"),
@@ -186,7 +159,7 @@ fn a_reload_keeps_what_is_known_about_nodes_that_stay() {
     setup
         .proxy
         .reload(|| files.replace_routes(upstream("", "")));
-    assert_eq!(setup.value("mqtt_proxy_upstream_healthy", &[&label]), 1.0);
+    assert!(setup.is_healthy(&dead_node));
     let gone = format!("node=\"{}\"", nodes[1]);
     let (_, _, text) = metrics::get(local(setup.metrics), metrics::PATH);
     assert!(!text.contains(&gone), "{text}");
@@ -211,10 +184,7 @@ fn kill_9_of_one_of_three_brokers_under_1000_connections() {
         .map(|n| format!("client-{n}"))
         .map(|id| (id.clone(), Client::mqtt(setup.port, &Connect::v311(&id))))
         .collect();
-    let live = |node: &str| {
-        let label = format!("node=\"{node}\"");
-        setup.value("mqtt_proxy_upstream_connections", &[&label]) as usize
-    };
+    let live = |node: &str| setup.live(node);
     let home = |index: usize| {
         clients
             .iter()
@@ -264,4 +234,47 @@ fn kill_9_of_one_of_three_brokers_under_1000_connections() {
         let placed: Vec<usize> = nodes.iter().map(|node| live(node)).collect();
         (placed == homes).then_some(())
     });
+}
+
+#[test]
+fn disable_upstream_healthcheck_turns_every_check_off() {
+    let broker = Broker::mqtt();
+    let dead = DeadPort::new();
+    let (port, metrics_port) = (free_port(), free_port());
+    let upstream = format!(
+        "type: roundrobin, nodes: {{\"{}\": 1, \"{}\": 1}}, checks: {{{QUICK}, \
+         passive: {{unhealthy: {{tcp_failures: 1}}}}}}",
+        broker.addr(),
+        dead.addr()
+    );
+    let config = |off: bool| {
+        format!(
+            "apisix: {{proxy_mode: stream, disable_upstream_healthcheck: {off}, \
+             stream_proxy: {{tcp: [\"127.0.0.1:{port}\"]}}}}\n\
+             deployment: {{role: data_plane, role_data_plane: {{config_provider: yaml}}}}\n\
+             mqtt_proxy: {{metrics: {{addr: \"127.0.0.1:{metrics_port}\"}}}}\n"
+        )
+    };
+    let start = |off| {
+        let files = Files::new(&config(off), &routes(&upstream));
+        let proxy = Proxy::start(&files, &[port]);
+        Setup {
+            proxy,
+            files,
+            port,
+            metrics: metrics_port,
+        }
+    };
+    let checked = start(false);
+    checked.wait_until_healthy(&dead.addr().to_string(), false);
+    drop(checked);
+    let accepted = broker.accepted();
+
+    let setup = start(true);
+    // Clients meet the dead node first again and again.
+    setup.clients("client-", 20);
+    let failures = setup.connect_failures();
+    assert!(failures >= 10.0, "{failures}");
+    assert!(setup.is_healthy(&dead.addr().to_string()));
+    assert_eq!(broker.accepted() - accepted, 20, "clients only, no probe");
 }

@@ -4,70 +4,16 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
-use openssl::asn1::Asn1Time;
-use openssl::bn::BigNum;
-use openssl::hash::MessageDigest;
-use openssl::pkey::{PKey, Private};
+use openssl::pkey::PKey;
 use openssl::ssl::{SslAcceptor, SslMethod};
-use openssl::x509::extension::SubjectAlternativeName;
-use openssl::x509::{X509, X509Name};
+use openssl::x509::X509;
 use support::broker::Conn;
 use support::ports::BlackHole;
-use support::{
-    Broker, Client, Connect, DeadPort, Files, Proxy, SOON, config_with, free_port, local, metrics,
-    wait_until,
-};
-
-/// A proxy with one MQTT route over `upstream` (YAML flow form, without braces).
-struct Setup {
-    proxy: Proxy,
-    port: u16,
-    metrics: u16,
-}
-
-fn start(upstream: &str) -> Setup {
-    let (port, metrics) = (free_port(), free_port());
-    let own = format!("mqtt_proxy: {{metrics: {{addr: \"127.0.0.1:{metrics}\"}}}}\n");
-    let routes = format!(
-        "stream_routes:\n  - id: 1\n    plugins: {{mqtt-proxy: {{protocol_level: [4, 5]}}}}\n    \
-         upstream: {{{upstream}}}\n#END\n"
-    );
-    let files = Files::new(&config_with(&[port], &own), &routes);
-    Setup {
-        proxy: Proxy::start(&files, &[port]),
-        port,
-        metrics,
-    }
-}
-
-impl Setup {
-    fn is_healthy(&self, node: &str) -> bool {
-        let label = format!("node=\"{node}\"");
-        metrics::value(
-            local(self.metrics),
-            "mqtt_proxy_upstream_healthy",
-            &[&label],
-        ) == 1.0
-    }
-
-    fn wait_until_healthy(&self, node: &str, healthy: bool) {
-        let what = format!("{node} to become healthy: {healthy}");
-        wait_until(&what, SOON, || {
-            (self.is_healthy(node) == healthy).then_some(())
-        });
-    }
-
-    fn transitions(&self, node: &str, to: &str) -> f64 {
-        let labels = [format!("node=\"{node}\""), format!("to=\"{to}\"")];
-        metrics::value(
-            local(self.metrics),
-            "mqtt_proxy_upstream_health_transitions_total",
-            &[&labels[0], &labels[1]],
-        )
-    }
-}
+use support::setup::{start, start_verbose};
+use support::tls::Authority;
+use support::{Broker, DeadPort, SOON, wait_until};
 
 /// What an endpoint of [`endpoint`] does with each connection.
 const UP: u8 = 0;
@@ -90,13 +36,16 @@ fn endpoint(answer: impl Fn(&mut Conn, u8) + Send + Sync + 'static) -> (Broker, 
 fn http(conn: &mut Conn, mode: u8) {
     let mut head = [0; 4096];
     conn.read(&mut head);
-    let answer: &[u8] = match mode {
-        UP => b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
-        _ => b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
-    };
-    conn.send(answer);
+    conn.send(answer(mode));
     conn.finish_sending();
     conn.drain();
+}
+
+fn answer(mode: u8) -> &'static [u8] {
+    match mode {
+        UP => b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        _ => b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+    }
 }
 
 fn mqtt(conn: &mut Conn, mode: u8) {
@@ -156,23 +105,36 @@ fn mqtt_probes() {
     every_mode("mqtt", mqtt, &[DOWN, HANGING, REFUSING]);
 }
 
-#[test]
-fn https_probes_with_and_without_verification() {
-    let (cert, key) = self_signed("localhost");
+/// The same over TLS, with a certificate that no authority of the system has signed.
+fn https() -> impl Fn(&mut Conn, u8) + Send + Sync + 'static {
+    let identity = Authority::new("root").issue(&["localhost"]);
     let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).expect("TLS");
+    let cert = X509::from_pem(identity.cert.as_bytes()).expect("a certificate");
+    let key = PKey::private_key_from_pem(identity.key.as_bytes()).expect("a key");
     acceptor.set_certificate(&cert).expect("certificate");
     acceptor.set_private_key(&key).expect("key");
     let acceptor = acceptor.build();
-    let broker = Broker::scripted(move |conn| {
-        let Ok(mut stream) = acceptor.accept(conn.stream) else {
+    move |conn: &mut Conn, mode| {
+        let stream = conn.stream.try_clone().expect("a descriptor");
+        let Ok(mut stream) = acceptor.accept(stream) else {
             return;
         };
         let mut head = [0; 4096];
         let _ = std::io::Read::read(&mut stream, &mut head);
-        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-        let _ = std::io::Write::write_all(&mut stream, answer);
+        let _ = std::io::Write::write_all(&mut stream, answer(mode));
         let _ = stream.shutdown();
-    });
+    }
+}
+
+#[test]
+fn https_probes() {
+    let kind = "https, host: localhost, https_verify_certificate: false";
+    every_mode(kind, https(), &[DOWN, HANGING, REFUSING]);
+}
+
+#[test]
+fn https_probes_with_and_without_verification() {
+    let (broker, _) = endpoint(https());
     let node = broker.addr().to_string();
     let upstream = |verify| {
         format!(
@@ -191,6 +153,83 @@ fn https_probes_with_and_without_verification() {
     });
     assert!(loose.is_healthy(&node));
     assert_eq!(loose.transitions(&node, "unhealthy"), 0.0);
+}
+
+/// A node that is fine at every second probe only: two failures in a row make it unhealthy and
+/// never come, and once it is out, two successes in a row would bring it back and never come.
+fn flapping(kind: &str, answer: impl Fn(&mut Conn, u8) + Send + Sync + 'static) {
+    let broker = Broker::mqtt();
+    let probes = AtomicUsize::new(0);
+    let steadily_bad = Arc::new(AtomicBool::new(false));
+    let bad = steadily_bad.clone();
+    let endpoint = Broker::scripted(move |mut conn| {
+        let odd = probes.fetch_add(1, Ordering::SeqCst) % 2 == 1;
+        match odd || bad.load(Ordering::SeqCst) {
+            true => conn.reset(),
+            false => answer(&mut conn, UP),
+        }
+    });
+    let node = broker.addr().to_string();
+    let setup = start(&format!(
+        "nodes: {{\"{node}\": 1}}, checks: {{active: {{type: {kind}, port: {}, \
+         healthy: {{successes: 2}}, unhealthy: {{tcp_failures: 2}}}}}}",
+        endpoint.port()
+    ));
+    let wait_for_probes = |more: usize| {
+        let before = endpoint.accepted();
+        wait_until("more probes", SOON, || {
+            (endpoint.accepted() >= before + more).then_some(())
+        });
+    };
+    wait_for_probes(5);
+    assert_eq!(setup.transitions(&node, "unhealthy"), 0.0);
+    steadily_bad.store(true, Ordering::SeqCst);
+    setup.wait_until_healthy(&node, false);
+    steadily_bad.store(false, Ordering::SeqCst);
+    wait_for_probes(5);
+    assert!(!setup.is_healthy(&node));
+    assert_eq!(setup.transitions(&node, "healthy"), 0.0);
+}
+
+#[test]
+fn a_node_that_flaps_faster_than_the_limits_stays_what_it_is() {
+    std::thread::scope(|scope| {
+        scope.spawn(|| flapping("http", http));
+        scope.spawn(|| flapping("mqtt", mqtt));
+        let kind = "https, host: localhost, https_verify_certificate: false";
+        scope.spawn(|| flapping(kind, https()));
+    });
+}
+
+/// The same for `tcp`, where a failure is a port that nobody listens on.
+#[test]
+fn a_port_that_flaps_faster_than_the_limits_stays_what_it_is() {
+    let mut broker = Broker::mqtt();
+    let node = broker.addr().to_string();
+    let mut setup = start_verbose(&format!(
+        "nodes: {{\"{node}\": 1}}, checks: {{active: {{type: tcp, \
+         healthy: {{successes: 2}}, unhealthy: {{tcp_failures: 2}}}}}}"
+    ));
+    let flap = |broker: &mut Broker, setup: &mut support::setup::Setup, times: usize| {
+        for _ in 0..times {
+            broker.stop_listening();
+            let mark = setup.proxy.mark();
+            setup.proxy.wait_for_log_after(mark, "Failed(Tcp");
+            broker.listen();
+            let mark = setup.proxy.mark();
+            setup.proxy.wait_for_log_after(mark, ": Success");
+        }
+    };
+    flap(&mut broker, &mut setup, 3);
+    assert_eq!(setup.transitions(&node, "unhealthy"), 0.0);
+    broker.stop_listening();
+    setup.wait_until_healthy(&node, false);
+    broker.listen();
+    let mark = setup.proxy.mark();
+    setup.proxy.wait_for_log_after(mark, ": Success");
+    flap(&mut broker, &mut setup, 2);
+    assert!(!setup.is_healthy(&node));
+    assert_eq!(setup.transitions(&node, "healthy"), 0.0);
 }
 
 #[test]
@@ -213,12 +252,9 @@ fn tcp_probes_start_when_the_upstream_is_loaded_and_without_blocks() {
     setup
         .proxy
         .wait_for_log("is unhealthy: 3 timeouts in a row");
-    for n in 0..9 {
-        Client::mqtt(setup.port, &Connect::v311(&format!("client-{n}")));
-    }
-    let failures = "mqtt_proxy_upstream_connect_failures_total";
+    setup.clients("client-", 9);
     assert_eq!(
-        metrics::value(local(setup.metrics), failures, &[]),
+        setup.connect_failures(),
         0.0,
         "no client was sent to an unhealthy node"
     );
@@ -277,31 +313,4 @@ fn an_http_probe_is_what_the_file_says() {
         assert!(request.contains(line), "{line} is not in {request}");
     }
     assert!(request.ends_with("\r\n\r\nxy"), "{request}");
-}
-
-/// A certificate for `name` that no CA has signed.
-fn self_signed(name: &str) -> (X509, PKey<Private>) {
-    let rsa = openssl::rsa::Rsa::generate(2048).expect("a key");
-    let key = PKey::from_rsa(rsa).expect("a key");
-    let mut subject = X509Name::builder().expect("a name");
-    subject.append_entry_by_text("CN", name).expect("a name");
-    let subject = subject.build();
-    let mut cert = X509::builder().expect("a certificate");
-    let serial = BigNum::from_u32(1).and_then(|serial| serial.to_asn1_integer());
-    cert.set_serial_number(&serial.expect("a number"))
-        .expect("serial");
-    cert.set_version(2).expect("version");
-    cert.set_subject_name(&subject).expect("subject");
-    cert.set_issuer_name(&subject).expect("issuer");
-    cert.set_not_before(&Asn1Time::days_from_now(0).expect("time"))
-        .expect("time");
-    cert.set_not_after(&Asn1Time::days_from_now(1).expect("time"))
-        .expect("time");
-    cert.set_pubkey(&key).expect("key");
-    let names = SubjectAlternativeName::new()
-        .dns(name)
-        .build(&cert.x509v3_context(None, None));
-    cert.append_extension(names.expect("names")).expect("names");
-    cert.sign(&key, MessageDigest::sha256()).expect("signed");
-    (cert.build(), key)
 }

@@ -33,20 +33,6 @@ fn proxy(dns: &Dns, upstream: &str) -> (Proxy, u16) {
     proxy_with(dns, upstream, "", ONE_WORKER)
 }
 
-/// Brokers on one port of several loopback addresses.
-fn brokers_on(hosts: &[&str]) -> (Brokers, u16) {
-    let port = free_port();
-    (
-        Brokers(
-            hosts
-                .iter()
-                .map(|host| Broker::mqtt_at(on(host, port)))
-                .collect(),
-        ),
-        port,
-    )
-}
-
 fn ids(count: usize) -> Vec<String> {
     (0..count).map(|n| format!("meter-{n}")).collect()
 }
@@ -55,7 +41,7 @@ fn ids(count: usize) -> Vec<String> {
 fn a_name_is_resolved_and_all_its_addresses_are_used() {
     let dns = Dns::start();
     dns.set("broker.test", &["127.0.0.1", "127.0.0.2", "127.0.0.3"], 60);
-    let (brokers, node) = brokers_on(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
+    let (brokers, node) = Brokers::on_hosts(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
     let (_proxy, port) = proxy(
         &dns,
         &format!("type: roundrobin, nodes: {{\"broker.test:{node}\": 1}}"),
@@ -76,7 +62,7 @@ fn a_name_is_resolved_and_all_its_addresses_are_used() {
 fn under_chash_an_id_keeps_its_address_of_the_name() {
     let dns = Dns::start();
     dns.set("broker.test", &["127.0.0.1", "127.0.0.2", "127.0.0.3"], 60);
-    let (brokers, node) = brokers_on(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
+    let (brokers, node) = Brokers::on_hosts(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
     let (_proxy, port) = proxy(
         &dns,
         &format!("type: chash, key: mqtt_client_id, nodes: {{\"broker.test:{node}\": 1}}"),
@@ -100,7 +86,7 @@ fn under_chash_an_id_keeps_its_address_of_the_name() {
 fn when_one_address_of_a_name_is_dead_the_others_serve() {
     let dns = Dns::start();
     dns.set("broker.test", &["127.0.0.1", "127.0.0.2"], 60);
-    let (mut brokers, node) = brokers_on(&["127.0.0.1", "127.0.0.2"]);
+    let (mut brokers, node) = Brokers::on_hosts(&["127.0.0.1", "127.0.0.2"]);
     brokers.0[0].stop_listening();
     for kind in ["type: roundrobin", "type: chash, key: mqtt_client_id"] {
         let (_proxy, port) = proxy(
@@ -119,7 +105,7 @@ fn a_name_is_resolved_again_when_its_ttl_ends_and_not_much_before() {
     let dns = Dns::start();
     dns.set("broker.test", &["127.0.0.1"], 1);
     dns.set("steady.test", &["127.0.0.1"], 300);
-    let (brokers, node) = brokers_on(&["127.0.0.1", "127.0.0.2"]);
+    let (brokers, node) = Brokers::on_hosts(&["127.0.0.1", "127.0.0.2"]);
     let (_proxy, port) = proxy(
         &dns,
         &format!("nodes: {{\"broker.test:{node}\": 1, \"steady.test:{node}\": 0}}"),
@@ -152,7 +138,7 @@ fn a_name_is_resolved_again_when_its_ttl_ends_and_not_much_before() {
 fn dns_resolver_valid_overrides_the_ttl() {
     let dns = Dns::start();
     dns.set("broker.test", &["127.0.0.1"], 3600);
-    let (brokers, node) = brokers_on(&["127.0.0.1", "127.0.0.2"]);
+    let (brokers, node) = Brokers::on_hosts(&["127.0.0.1", "127.0.0.2"]);
     let (_proxy, port) = proxy_with(
         &dns,
         &format!("nodes: {{\"broker.test:{node}\": 1}}"),
@@ -170,7 +156,7 @@ fn dns_resolver_valid_overrides_the_ttl() {
 fn established_connections_outlive_a_change_of_the_name() {
     let dns = Dns::start();
     dns.set("broker.test", &["127.0.0.1"], 1);
-    let (brokers, node) = brokers_on(&["127.0.0.1", "127.0.0.2"]);
+    let (brokers, node) = Brokers::on_hosts(&["127.0.0.1", "127.0.0.2"]);
     let (_proxy, port) = proxy(&dns, &format!("nodes: {{\"broker.test:{node}\": 1}}"));
     let (_, mut old) = brokers.visit(port, &Connect::v311("old"));
     dns.set("broker.test", &["127.0.0.2"], 1);
@@ -186,7 +172,7 @@ fn a_node_keeps_its_clients_when_its_address_changes() {
     dns.set("a.test", &["127.0.0.1"], 1);
     dns.set("b.test", &["127.0.0.2"], 1);
     dns.set("c.test", &["127.0.0.3"], 1);
-    let (brokers, node) = brokers_on(&["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"]);
+    let (brokers, node) = Brokers::on_hosts(&["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"]);
     let names = ["a", "b", "c"].map(|name| format!("{name}.test:{node}"));
     let (_proxy, port) = proxy(
         &dns,
@@ -226,7 +212,7 @@ fn ring_identity_address_puts_resolved_addresses_on_the_ring_as_apisix_does() {
     let dns = Dns::start();
     dns.set("a.test", &["127.0.0.1"], 1);
     dns.set("b.test", &["127.0.0.2"], 1);
-    let (brokers, node) = brokers_on(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
+    let (brokers, node) = Brokers::on_hosts(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
     let (_proxy, port) = proxy_with(
         &dns,
         &format!(
@@ -255,7 +241,7 @@ fn ring_identity_address_puts_resolved_addresses_on_the_ring_as_apisix_does() {
 #[test]
 fn a_name_that_does_not_resolve_leaves_the_other_nodes_in_service_and_is_named_in_the_log() {
     let dns = Dns::start();
-    let (brokers, node) = brokers_on(&["127.0.0.1"]);
+    let (brokers, node) = Brokers::on_hosts(&["127.0.0.1"]);
     for kind in ["type: roundrobin", "type: chash, key: mqtt_client_id"] {
         let (mut proxy, port) = proxy(
             &dns,
@@ -277,7 +263,7 @@ fn a_name_that_does_not_resolve_leaves_the_other_nodes_in_service_and_is_named_i
 #[test]
 fn a_name_that_never_resolves_is_an_unavailable_broker_and_a_later_answer_mends_it() {
     let dns = Dns::start();
-    let (brokers, node) = brokers_on(&["127.0.0.1"]);
+    let (brokers, node) = Brokers::on_hosts(&["127.0.0.1"]);
     let (_proxy, port) = proxy(&dns, &format!("nodes: {{\"late.test:{node}\": 1}}"));
     let mut client = Client::to(port);
     client.send(&Connect::v311("a").build());
@@ -297,7 +283,7 @@ fn a_name_that_never_resolves_is_an_unavailable_broker_and_a_later_answer_mends_
 fn a_silent_dns_server_does_not_hold_up_nodes_that_need_none() {
     let dns = Dns::start();
     dns.set_mute(true);
-    let (brokers, node) = brokers_on(&["127.0.0.1"]);
+    let (brokers, node) = Brokers::on_hosts(&["127.0.0.1"]);
     let (_proxy, port) = proxy(
         &dns,
         &format!("type: roundrobin, nodes: {{\"mute.test:{node}\": 1, \"127.0.0.1:{node}\": 1}}"),
@@ -316,7 +302,7 @@ fn a_silent_dns_server_does_not_hold_up_nodes_that_need_none() {
 #[test]
 fn etc_hosts_answers_before_any_dns_server() {
     let dns = Dns::start();
-    let (brokers, node) = brokers_on(&["127.0.0.1"]);
+    let (brokers, node) = Brokers::on_hosts(&["127.0.0.1"]);
     let (_proxy, port) = proxy(&dns, &format!("nodes: {{\"localhost:{node}\": 1}}"));
     assert_eq!(brokers.visit(port, &Connect::v311("a")).0, 0);
     assert_eq!(dns.queries("localhost"), 0);
@@ -326,7 +312,7 @@ fn etc_hosts_answers_before_any_dns_server() {
 fn ipv6_answers_are_used_unless_enable_ipv6_is_off() {
     let dns = Dns::start();
     dns.set("six.test", &["::1"], 60);
-    let (brokers, node) = brokers_on(&["::1"]);
+    let (brokers, node) = Brokers::on_hosts(&["::1"]);
     let upstream = format!("nodes: {{\"six.test:{node}\": 1}}");
     let (_on, port) = proxy_with(&dns, &upstream, "", "");
     assert_eq!(brokers.visit(port, &Connect::v311("a")).0, 0);

@@ -12,7 +12,7 @@ use socket2::Socket;
 
 use super::client::{Client, End, is_reset};
 use super::mqtt::{ACCEPTED, ACCEPTED_5, Connect};
-use super::ports::{DeadPort, bound_patiently, free_port, local};
+use super::ports::{DeadPort, bound_patiently, free_port, local, on};
 use super::wait::{SOON, wait_until};
 
 /// Counts accepts over all brokers of the process, so that their order is known.
@@ -344,6 +344,13 @@ impl Brokers {
     /// `count` MQTT brokers on free ports.
     pub fn mqtt(count: usize) -> Self {
         Self((0..count).map(|_| Broker::mqtt()).collect())
+    }
+
+    /// MQTT brokers on one free port of each of these loopback addresses, and that port.
+    pub fn on_hosts(hosts: &[&str]) -> (Self, u16) {
+        let port = free_port();
+        let brokers = hosts.iter().map(|host| Broker::mqtt_at(on(host, port)));
+        (Self(brokers.collect()), port)
     }
 
     /// Their addresses as a node is written.

@@ -10,10 +10,53 @@ use super::ports::local;
 
 const A: u16 = 1;
 const AAAA: u16 = 28;
+const SRV: u16 = 33;
+
+/// An SRV record.
+#[derive(Debug, Clone)]
+pub struct Srv {
+    /// The lowest is to be used first.
+    pub priority: u16,
+    /// Share among those of the same priority.
+    pub weight: u16,
+    /// Port.
+    pub port: u16,
+    /// The name of the server.
+    pub target: String,
+}
+
+/// What a name has; one of the two, usually.
+#[derive(Default)]
+struct Records {
+    addrs: Vec<IpAddr>,
+    services: Vec<Srv>,
+    ttl: u32,
+}
+
+impl Records {
+    /// Type and data of every record.
+    fn all(&self) -> impl Iterator<Item = (u16, Vec<u8>)> + '_ {
+        let addrs = self.addrs.iter().map(|addr| match addr {
+            IpAddr::V4(v4) => (A, v4.octets().to_vec()),
+            IpAddr::V6(v6) => (AAAA, v6.octets().to_vec()),
+        });
+        let services = self.services.iter().map(|srv| {
+            let numbers = [srv.priority, srv.weight, srv.port];
+            let mut data = numbers.map(u16::to_be_bytes).concat();
+            for label in srv.target.split('.').filter(|label| !label.is_empty()) {
+                data.push(label.len() as u8);
+                data.extend(label.as_bytes());
+            }
+            data.push(0);
+            (SRV, data)
+        });
+        addrs.chain(services)
+    }
+}
 
 #[derive(Default)]
 struct Zone {
-    records: HashMap<String, (Vec<IpAddr>, u32)>,
+    records: HashMap<String, Records>,
     queries: HashMap<String, usize>,
     mute: bool,
 }
@@ -51,11 +94,24 @@ impl Dns {
             .iter()
             .map(|addr| addr.parse().expect("an IP address"))
             .collect();
-        self.zone
-            .lock()
-            .expect("zone")
-            .records
-            .insert(name.to_owned(), (addrs, ttl));
+        let records = Records {
+            addrs,
+            ttl,
+            ..Records::default()
+        };
+        let mut zone = self.zone.lock().expect("zone");
+        zone.records.insert(name.to_owned(), records);
+    }
+
+    /// The SRV records of a name from now on, instead of any others.
+    pub fn set_srv(&self, name: &str, services: &[Srv], ttl: u32) {
+        let records = Records {
+            services: services.to_vec(),
+            ttl,
+            ..Records::default()
+        };
+        let mut zone = self.zone.lock().expect("zone");
+        zone.records.insert(name.to_owned(), records);
     }
 
     /// The name does not exist any more.
@@ -123,20 +179,13 @@ fn answer(query: &[u8], zone: &Mutex<Zone>) -> Option<Vec<u8>> {
     let known = zone.records.get(&name);
     let mut records = Vec::new();
     let mut count = 0_u16;
-    if let Some((addrs, ttl)) = known {
-        for addr in addrs {
-            let (of, data) = match addr {
-                IpAddr::V4(v4) => (A, v4.octets().to_vec()),
-                IpAddr::V6(v6) => (AAAA, v6.octets().to_vec()),
-            };
-            if of != kind {
-                continue;
-            }
+    if let Some(known) = known {
+        for (of, data) in known.all().filter(|(of, _)| *of == kind) {
             count += 1;
             records.extend([0xC0, 0x0C]);
             records.extend(of.to_be_bytes());
             records.extend(1_u16.to_be_bytes());
-            records.extend(ttl.to_be_bytes());
+            records.extend(known.ttl.to_be_bytes());
             records.extend((data.len() as u16).to_be_bytes());
             records.extend(data);
         }
