@@ -1,16 +1,22 @@
 //! Picking a node and building an upstream, with 3, 100 and 1,000 nodes, all of them healthy and
-//! every second one down.
+//! every second one down; and the memory that an upstream takes.
+
+mod counting;
 
 use std::hint::black_box;
+use std::path::Path;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use mqtt_proxy::config::resource::checks::Limits;
 use mqtt_proxy::config::resource::upstream::Balancer;
-use mqtt_proxy::config::settings::RingIdentity;
+use mqtt_proxy::config::settings::{Provider, RingIdentity};
+use mqtt_proxy::config::standalone;
+use mqtt_proxy::tls;
 use mqtt_proxy::upstream::health::{Failure, Seen};
 use mqtt_proxy::upstream::level::{Level, Member, Terms, Wish};
 use mqtt_proxy::upstream::node::{InFlight, Node};
+use mqtt_proxy::upstream::{Context, Shared, Upstream};
 
 const COUNTS: [usize; 3] = [3, 100, 1_000];
 const BALANCERS: [Balancer; 4] = [
@@ -93,5 +99,46 @@ fn build(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, pick, build);
+/// Upstreams of which the memory is averaged.
+const UPSTREAMS: usize = 8;
+
+/// Prints what an upstream with all of its nodes takes, whatever is asked to be timed.
+fn memory(_: &mut Criterion) {
+    let shared = Shared::default();
+    let tls = tls::Shared::offline().expect("randomness");
+    let context = Context {
+        shared: &shared,
+        tls: &tls,
+        ssls: &[],
+    };
+    println!("bytes of one upstream, its nodes included:");
+    for balancer in BALANCERS {
+        for count in COUNTS {
+            let nodes: Vec<String> = (0..count)
+                .map(|node| format!("\"10.0.{}.{}:1883\": 1", node / 250, node % 250))
+                .collect();
+            let text = format!(
+                "upstreams: [{{id: 1, type: {}, key: remote_addr, nodes: {{{}}}}}]\n#END\n",
+                balancer.name(),
+                nodes.join(", ")
+            );
+            let path = Path::new("apisix.yaml");
+            let loaded = standalone::load(&text, path, Provider::Yaml, &|_| None, &[], None);
+            let resources = loaded.expect("the file is good").0;
+            let config = &resources.upstreams[0].upstream;
+            let before = counting::live();
+            let built: Vec<Arc<Upstream>> = (0..UPSTREAMS)
+                .map(|n| Upstream::build(n.to_string(), config, &context, None))
+                .collect();
+            let bytes = (counting::live() - before) / built.len();
+            println!(
+                "  {:<10} {count:>5} nodes {bytes:>12} ({} a node)",
+                balancer.name(),
+                bytes / count
+            );
+        }
+    }
+}
+
+criterion_group!(benches, memory, pick, build);
 criterion_main!(benches);
