@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Failure;
+use super::tls::{Identity, SERVER_NAME};
 use super::usage;
 
 /// How long a proxy may take to listen, and to end.
@@ -41,20 +42,15 @@ impl Contender {
         self.kind != Kind::Nginx
     }
 
-    /// Starts it on `core` before `brokers`, ready for `connections` connections.
-    pub fn start(
-        &self,
-        core: usize,
-        brokers: &[SocketAddr],
-        connections: usize,
-    ) -> Result<Running, Failure> {
+    /// Starts it at `place` before `brokers`.
+    pub fn start(&self, place: &Place<'_>, brokers: &[SocketAddr]) -> Result<Running, Failure> {
         let folder = tempfile::Builder::new().prefix("compare-").tempdir()?;
         let listen = free_port()?;
         let setup = Setup {
             folder: folder.path(),
             listen,
             brokers,
-            connections,
+            place,
         };
         let line = match &self.kind {
             Kind::Haproxy => setup.haproxy()?,
@@ -63,8 +59,11 @@ impl Contender {
         };
         let log = File::create(folder.path().join("log"))?;
         let child = Command::new("taskset")
-            .args(["-c", &core.to_string()])
+            .args(["-c", place.cores])
             .args(&line)
+            // A ticket for each handshake, as mqtt-proxy sends it. The others have no setting for
+            // it, and OpenSSL would send two.
+            .env("OPENSSL_CONF", setup.openssl()?)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -80,29 +79,58 @@ impl Contender {
     }
 }
 
+/// Where and how a proxy runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The processors that it may use, as taskset takes them.
+    pub cores: &'a str,
+    /// Worker threads or processes.
+    pub workers: usize,
+    /// Clients speak TLS with it, and this is its certificate.
+    pub identity: Option<&'a Identity>,
+    /// Client connections that it must be able to hold.
+    pub connections: usize,
+}
+
 /// What a configuration says.
 struct Setup<'a> {
     folder: &'a Path,
     listen: SocketAddr,
     brokers: &'a [SocketAddr],
-    connections: usize,
+    place: &'a Place<'a>,
 }
 
 impl Setup<'_> {
+    fn openssl(&self) -> io::Result<String> {
+        self.write(
+            "openssl.cnf",
+            "openssl_conf = all\n[all]\nssl_conf = contexts\n[contexts]\nsystem_default = context\n\
+             [context]\nNumTickets = 1\n",
+        )
+    }
+
     /// The condition makes it wait for the whole CONNECT. Without it a CONNECT that comes after the
     /// connection was accepted, or in two pieces, finds the variable empty, and HAProxy silently
     /// falls back to round robin.
     fn haproxy(&self) -> io::Result<Vec<String>> {
+        let tls = match self.place.identity {
+            Some(Identity { cert, key }) => {
+                let file = self.write("server.pem", &format!("{cert}{key}"))?;
+                format!(" ssl crt {file}")
+            }
+            None => String::new(),
+        };
         let mut text = format!(
-            "global\n    nbthread 1\n    maxconn {}\n\
+            "global\n    nbthread {}\n    maxconn {}\n\
              defaults\n    mode tcp\n    timeout connect 10s\n    timeout client 1h\n    timeout server 1h\n\
-             frontend mqtt\n    bind {}\n    \
+             frontend mqtt\n    bind {}{tls}\n    \
                  tcp-request inspect-delay 10s\n    \
                  tcp-request content set-var(sess.cid) req.payload(0,0),mqtt_field_value(connect,client_identifier) \
                      if {{ req.payload(0,0),mqtt_is_valid }}\n    \
                  default_backend brokers\n\
              backend brokers\n    balance hash var(sess.cid)\n    hash-type consistent\n",
-            self.connections + 64,
+            self.place.workers,
+            self.place.connections + 64,
             self.listen
         );
         for (number, broker) in self.brokers.iter().enumerate() {
@@ -117,17 +145,31 @@ impl Setup<'_> {
             .brokers
             .iter()
             .map(|broker| format!("        server {broker};\n"));
+        let tls = match self.place.identity {
+            Some(Identity { cert, key }) => {
+                let cert = self.write("server.crt", cert)?;
+                let key = self.write("server.key", key)?;
+                // Its default is 1.2 and below.
+                let protocols = "TLSv1.2 TLSv1.3";
+                format!(
+                    "ssl_certificate {cert}; ssl_certificate_key {key}; ssl_protocols {protocols}; "
+                )
+            }
+            None => String::new(),
+        };
         let text = format!(
             "load_module modules/ngx_stream_module.so;\n\
-             worker_processes 1;\ndaemon off;\npid {folder}/nginx.pid;\nerror_log {folder}/error.log crit;\n\
+             worker_processes {workers};\ndaemon off;\npid {folder}/nginx.pid;\nerror_log {folder}/error.log crit;\n\
              worker_rlimit_nofile {files};\n\
              events {{ worker_connections {connections}; }}\n\
              stream {{\n    access_log off;\n    proxy_timeout 1h;\n\
              \x20   upstream brokers {{\n        hash $remote_addr consistent;\n{brokers}    }}\n\
-             \x20   server {{ listen {listen}; proxy_pass brokers; }}\n}}\n",
+             \x20   server {{ listen {listen}{ssl}; {tls}proxy_pass brokers; }}\n}}\n",
             folder = self.folder.display(),
-            files = 2 * self.connections + 128,
-            connections = 2 * self.connections + 64,
+            workers = self.place.workers,
+            files = 2 * self.place.connections + 128,
+            connections = 2 * self.place.connections + 64,
+            ssl = if tls.is_empty() { "" } else { " ssl" },
             brokers = brokers.collect::<String>(),
             listen = self.listen,
         );
@@ -139,19 +181,28 @@ impl Setup<'_> {
 
     fn ours(&self, binary: &Path) -> io::Result<Vec<String>> {
         let config = format!(
-            "apisix:\n  proxy_mode: stream\n  enable_admin: false\n  stream_proxy:\n    tcp:\n      - \"{}\"\n\
+            "apisix:\n  proxy_mode: stream\n  enable_admin: false\n  stream_proxy:\n    tcp:\n      - addr: \"{}\"\n        tls: {}\n\
              deployment:\n  role: data_plane\n  role_data_plane:\n    config_provider: yaml\n\
-             nginx_config:\n  worker_processes: 1\n\
+             nginx_config:\n  worker_processes: {}\n\
              stream_plugins:\n  - mqtt-proxy\n",
-            self.listen
+            self.listen,
+            self.place.identity.is_some(),
+            self.place.workers,
         );
+        let tls = match self.place.identity {
+            // Texts of Rust's notation are texts of YAML's.
+            Some(Identity { cert, key }) => format!(
+                "ssls:\n  - id: bench\n    sni: {SERVER_NAME}\n    cert: {cert:?}\n    key: {key:?}\n"
+            ),
+            None => String::new(),
+        };
         let nodes = self
             .brokers
             .iter()
             .map(|broker| format!("      \"{broker}\": 1\n"));
         let routes = format!(
             "stream_routes:\n  - id: mqtt\n    plugins:\n      mqtt-proxy:\n        protocol_level: 4\n    upstream_id: brokers\n\
-             upstreams:\n  - id: brokers\n    type: chash\n    key: mqtt_client_id\n    nodes:\n{}#END\n",
+             upstreams:\n  - id: brokers\n    type: chash\n    key: mqtt_client_id\n    nodes:\n{}{tls}#END\n",
             nodes.collect::<String>()
         );
         self.write("apisix.yaml", &routes)?;

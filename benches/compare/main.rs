@@ -9,6 +9,7 @@ mod options;
 mod report;
 mod rows;
 mod stage;
+mod tls;
 mod usage;
 
 use std::process::ExitCode;
@@ -24,6 +25,12 @@ pub struct Failure(pub String);
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
+        Failure(error.to_string())
+    }
+}
+
+impl From<openssl::error::ErrorStack> for Failure {
+    fn from(error: openssl::error::ErrorStack) -> Self {
         Failure(error.to_string())
     }
 }

@@ -37,7 +37,13 @@ pub fn publish(packet_id: u16, payload: usize) -> Arc<[u8]> {
 pub fn puback(publish: &[u8]) -> Option<[u8; 4]> {
     let at = 2 + TOPIC.len();
     let id = publish.get(at..at + 2)?;
-    Some([PUBACK << 4, 2, id[0], id[1]])
+    Some(puback_of(u16::from_be_bytes([id[0], id[1]])))
+}
+
+/// PUBACK for the PUBLISH with this packet identifier.
+pub fn puback_of(packet_id: u16) -> [u8; 4] {
+    let [high, low] = packet_id.to_be_bytes();
+    [PUBACK << 4, 2, high, low]
 }
 
 /// The client id in the body of CONNECT.

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use openssl::ssl::SslSession;
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -20,10 +21,12 @@ use rustix::net::{self as sys, AddressFamily, RecvFlags, SendFlags, SocketFlags,
 use slab::Slab;
 
 use super::mqtt::{self, Framer};
+use super::tls::{Connector, Tls};
 
-const SCRATCH: usize = 1024 * 1024;
+/// Plain text of one turn of a TLS client, at most.
+const SCRATCH: usize = 64 * 1024;
 const EVENTS: usize = 1024;
-/// Payloads with at least this much to come are dropped in the kernel instead of being copied.
+/// Payloads with at least this much to come may be dropped in the kernel instead of being copied.
 const WORTH_SKIPPING: usize = 16 * 1024;
 /// Clients use source addresses 127.0.0.2 … so that ephemeral ports last through a storm.
 const SOURCES: u64 = 60;
@@ -35,7 +38,12 @@ pub struct Net {
     peers: Slab<Peer>,
     generation: u32,
     scratch: Box<[u8]>,
+    plain: Box<[u8]>,
     happened: Vec<Happened>,
+    /// Payloads are dropped in the kernel: brokers that cost as little as possible.
+    pub skip: bool,
+    /// Clients speak TLS with the proxy.
+    pub tls: Option<Connector>,
     /// Clients end their connections with a reset instead of FIN.
     pub reset: bool,
     /// What the brokers saw.
@@ -57,6 +65,8 @@ pub struct Brokers {
     pub seen: Option<HashMap<Vec<u8>, usize>>,
     /// Client ids that reached another broker than before.
     pub moved: u64,
+    /// What a broker publishes for every PUBACK that it gets.
+    pub publish: Option<Arc<[u8]>>,
 }
 
 /// A client connection.
@@ -100,18 +110,23 @@ struct Peer {
     /// What the socket did not take yet, and how much of the first one it took.
     owed: VecDeque<Arc<[u8]>>,
     written: usize,
+    tls: Option<Box<Tls>>,
 }
 
 impl Net {
-    /// A loop with `brokers` brokers, each on a port of its own of 127.0.0.1.
-    pub fn new(brokers: usize) -> io::Result<Self> {
+    /// A loop with `brokers` brokers, each on a port of its own of 127.0.0.1. Everybody reads
+    /// `reads` bytes at a time.
+    pub fn new(brokers: usize, reads: usize) -> io::Result<Self> {
         let mut net = Net {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             events: Vec::with_capacity(EVENTS),
             peers: Slab::new(),
             generation: 0,
-            scratch: vec![0; SCRATCH].into(),
+            scratch: vec![0; reads].into(),
+            plain: vec![0; SCRATCH].into(),
             happened: Vec::new(),
+            skip: false,
+            tls: None,
             reset: false,
             brokers: Brokers::default(),
         };
@@ -124,18 +139,18 @@ impl Net {
             sys::listen(&listener, 4096)?;
             net.brokers.addresses.push(listener.local_addr()?);
             net.brokers.connects.push(0);
-            net.add(listener.into(), Role::Listener(broker))?;
+            net.add(listener.into(), Role::Listener(broker), None)?;
         }
         Ok(net)
     }
 
-    /// Opens a client connection to `proxy` and sends `first` as soon as it is open. `number`
-    /// comes back with everything that happens to it.
+    /// Opens a client connection to `proxy` and sends `first` as soon as it is open, if there is
+    /// one. `number` comes back with everything that happens to it.
     pub fn open(
         &mut self,
         proxy: SocketAddr,
         number: u64,
-        first: &Arc<[u8]>,
+        first: Option<&Arc<[u8]>>,
     ) -> io::Result<Client> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd = sys::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
@@ -149,12 +164,18 @@ impl Net {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => return Err(error.into()),
         }
-        let index = self.add(fd, Role::Client(number))?;
+        let tls = match &mut self.tls {
+            Some(connector) => Some(Box::new(connector.client()?)),
+            None => None,
+        };
+        let index = self.add(fd, Role::Client(number), tls)?;
         let client = Client {
             index,
             generation: self.generation,
         };
-        self.send(client, first)?;
+        if let Some(first) = first {
+            self.send(client, first)?;
+        }
         Ok(client)
     }
 
@@ -177,8 +198,21 @@ impl Net {
     pub fn close(&mut self, client: Client) {
         let known = self.peers.get(client.index);
         if known.is_some_and(|peer| peer.generation == client.generation) {
-            self.peers.remove(client.index);
+            let mut peer = self.peers.remove(client.index);
+            if let Some(tls) = &mut peer.tls
+                && !self.reset
+            {
+                tls.end();
+                // As with FIN, nobody waits for what comes of it.
+                let _ = peer.flush();
+            }
         }
+    }
+
+    /// The TLS session of a client, to resume it later.
+    pub fn session(&self, client: Client) -> Option<SslSession> {
+        let peer = self.peers.get(client.index)?;
+        peer.tls.as_ref()?.session()
     }
 
     /// Waits for events, at most for `timeout`, lets the brokers answer, and says what happened to
@@ -203,7 +237,7 @@ impl Net {
         Ok(())
     }
 
-    fn add(&mut self, fd: OwnedFd, role: Role) -> io::Result<usize> {
+    fn add(&mut self, fd: OwnedFd, role: Role, tls: Option<Box<Tls>>) -> io::Result<usize> {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.peers.vacant_entry();
         let index = entry.key();
@@ -222,6 +256,7 @@ impl Net {
             framer: Framer::default(),
             owed: VecDeque::new(),
             written: 0,
+            tls,
         });
         Ok(index)
     }
@@ -240,8 +275,8 @@ impl Net {
         let ending = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
         let ending = flags.intersects(ending);
         let mut alive = Ok(true);
-        if flags.contains(EventFlags::OUT) && !peer.owed.is_empty() {
-            alive = peer.flush().map(|()| true);
+        if flags.contains(EventFlags::OUT) && (peer.tls.is_some() || !peer.owed.is_empty()) {
+            alive = peer.shake_hands().and_then(|_| peer.flush()).map(|()| true);
         }
         if let Ok(true) = alive
             && (ending || flags.contains(EventFlags::IN))
@@ -280,7 +315,7 @@ impl Net {
             match sys::accept_with(&self.peers[listener].fd, flags) {
                 Ok(fd) => {
                     self.brokers.open += 1;
-                    self.add(fd, Role::Broker(broker))?;
+                    self.add(fd, Role::Broker(broker), None)?;
                 }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
@@ -292,14 +327,15 @@ impl Net {
     /// Reads what there is. Ok(false) is the end of the stream.
     fn read(&mut self, index: usize, ending: bool) -> io::Result<bool> {
         let peer = &mut self.peers[index];
-        let mut answer = Vec::new();
+        let (mut answer, mut more) = (Vec::new(), Vec::new());
         let mut broken = false;
         let open = loop {
             let payload = peer.framer.rest_of_payload();
-            let skip = payload >= WORTH_SKIPPING;
+            let skip = self.skip && peer.tls.is_none() && payload >= WORTH_SKIPPING;
+            let all = self.scratch.len();
             let (asked, flags) = match skip {
-                true => (payload.min(SCRATCH), RecvFlags::TRUNC),
-                false => (SCRATCH, RecvFlags::empty()),
+                true => (payload.min(all), RecvFlags::TRUNC),
+                false => (all, RecvFlags::empty()),
             };
             let count = match sys::recv(&peer.fd, &mut self.scratch[..asked], flags) {
                 Ok((_, 0)) => break false,
@@ -308,26 +344,35 @@ impl Net {
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             };
-            let whole = |kind: u8, body: &[u8]| match peer.role {
+            let (role, generation) = (peer.role, peer.generation);
+            let mut whole = |kind: u8, body: &[u8]| match role {
                 Role::Client(number) => self.happened.push(Happened {
-                    client: Client {
-                        index,
-                        generation: peer.generation,
-                    },
+                    client: Client { index, generation },
                     number,
                     what: What::Packet(kind),
                 }),
                 Role::Broker(broker) => {
-                    broken |= !self.brokers.answer(broker, kind, body, &mut answer)
+                    let (brokers, owed) = (&mut self.brokers, &mut more);
+                    broken |= !brokers.answer(broker, kind, body, &mut answer, owed)
                 }
                 Role::Listener(_) => {}
             };
-            match skip {
-                true => peer.framer.skip(count, whole),
-                false => peer
-                    .framer
-                    .feed(&self.scratch[..count], whole)
-                    .map_err(|_| io::Error::from(ErrorKind::InvalidData))?,
+            if skip {
+                peer.framer.skip(count, whole);
+            } else if let Some(tls) = &mut peer.tls {
+                tls.receive(&self.scratch[..count]);
+                if peer.shake_hands()?
+                    && let Some(connector) = &mut self.tls
+                    && let Some(tls) = &peer.tls
+                {
+                    connector.count(tls);
+                }
+                peer.flush()?;
+                if !peer.read_records(&mut self.plain, &mut whole)? {
+                    break false;
+                }
+            } else {
+                feed(&mut peer.framer, &self.scratch[..count], whole)?;
             }
             if count < asked && !ending {
                 break true;
@@ -337,15 +382,83 @@ impl Net {
             return Err(ErrorKind::InvalidData.into());
         }
         if !answer.is_empty() {
-            peer.owed.push_back(answer.into());
+            more.push(answer.into());
+        }
+        if !more.is_empty() {
+            peer.owed.extend(more);
             peer.flush()?;
         }
         Ok(open)
     }
 }
 
+fn feed(framer: &mut Framer, bytes: &[u8], whole: impl FnMut(u8, &[u8])) -> io::Result<()> {
+    let fed = framer.feed(bytes, whole);
+    fed.map_err(|_| ErrorKind::InvalidData.into())
+}
+
 impl Peer {
+    /// Goes on with the handshake, if there is one; true when that completed it.
+    fn shake_hands(&mut self) -> io::Result<bool> {
+        match &mut self.tls {
+            Some(tls) if !tls.is_open() => tls.handshake(),
+            _ => Ok(false),
+        }
+    }
+
+    /// Reads all records that have come whole; false at the end of the stream.
+    fn read_records(
+        &mut self,
+        plain: &mut [u8],
+        whole: &mut impl FnMut(u8, &[u8]),
+    ) -> io::Result<bool> {
+        let Some(tls) = self.tls.as_mut().filter(|tls| tls.is_open()) else {
+            return Ok(true);
+        };
+        loop {
+            match tls.read(plain)? {
+                None => return Ok(true),
+                Some(0) => return Ok(false),
+                Some(count) => feed(&mut self.framer, &plain[..count], &mut *whole)?,
+            }
+        }
+    }
+
     fn flush(&mut self) -> io::Result<()> {
+        match &mut self.tls {
+            None => self.flush_plain(),
+            Some(_) => self.flush_records(),
+        }
+    }
+
+    fn flush_records(&mut self) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else {
+            return Ok(());
+        };
+        loop {
+            while tls.is_open()
+                && tls.has_room()
+                && let Some(first) = self.owed.front()
+            {
+                self.written += tls.write(&first[self.written..])?;
+                if self.written == first.len() {
+                    self.owed.pop_front();
+                    self.written = 0;
+                }
+            }
+            if tls.waiting().is_empty() {
+                return Ok(());
+            }
+            match sys::send(&self.fd, tls.waiting(), SendFlags::NOSIGNAL) {
+                Ok(count) => tls.sent(count),
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn flush_plain(&mut self) -> io::Result<()> {
         while let Some(first) = self.owed.front() {
             match sys::send(&self.fd, &first[self.written..], SendFlags::NOSIGNAL) {
                 Ok(count) => self.written += count,
@@ -363,8 +476,16 @@ impl Peer {
 }
 
 impl Brokers {
-    /// Adds the answer to a whole packet to `answer`; false when no client here sends such a one.
-    fn answer(&mut self, broker: usize, kind: u8, body: &[u8], answer: &mut Vec<u8>) -> bool {
+    /// Adds the answer to a whole packet to `answer`, or to `more` when it is a large one; false
+    /// when no client here sends such a packet.
+    fn answer(
+        &mut self,
+        broker: usize,
+        kind: u8,
+        body: &[u8],
+        answer: &mut Vec<u8>,
+        more: &mut Vec<Arc<[u8]>>,
+    ) -> bool {
         match kind {
             mqtt::CONNECT => {
                 self.connects[broker] += 1;
@@ -378,6 +499,13 @@ impl Brokers {
             mqtt::PUBLISH => match mqtt::puback(body) {
                 Some(puback) => {
                     answer.extend(puback);
+                    true
+                }
+                None => false,
+            },
+            mqtt::PUBACK => match &self.publish {
+                Some(publish) => {
+                    more.push(publish.clone());
                     true
                 }
                 None => false,

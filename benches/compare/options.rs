@@ -16,18 +16,27 @@ rows (all of them without a name):
   storm        CPU per connection: connect, CONNECT, CONNACK, close
   small        CPU per small message there and back, as fast as it goes
   paced        the same at a fixed rate, and the latency that the proxy adds
-  bulk         CPU per gigabyte of large PUBLISH packets
+  bulk         CPU per gigabyte of large PUBLISH packets, each direction
   storms       memory after a storm has gone, and over many storms
+  late         storm, with each CONNECT some time after its connection
+  threads      storm and small with two workers, against one
+  tls-memory   memory with TLS clients
+  tls-storm    storm with TLS clients: full and resumed handshakes, ECDSA and RSA
+  tls-small    small with TLS clients
+  tls-bulk     bulk with TLS clients
 
 options:
   --rounds N          rounds of every row, each proxy once a round       [5]
   --quick             one third of the work and two rounds: a first look
   --only NAME,…       proxies: haproxy, nginx, mqtt-proxy                [all]
   --binary NAME=PATH  another build of mqtt-proxy beside this one; may be repeated
-  --proxy-core N      the processor of the proxies; see also run.sh      [1]
+  --proxy-core N      the processor of the proxies                       [1]
+  --load-core N       the processor of clients and brokers               [0]
   --connections N     idle connections of `memory`                       [9000]
   --storm N           connections of one `storm`                         [10000]
   --concurrency N     connections of a storm that are open at a time     [128]
+  --tls-storm N       connections of each storm of `tls-storm`           [3000]
+  --late-ms N         how late CONNECT comes in `late`                   [20]
   --reset             clients end with RST, not FIN
   --clients N         connections that send messages                     [100]
   --seconds S         duration of `small` and `paced`                    [2]
@@ -37,6 +46,8 @@ options:
   --megabytes N       size of one `bulk` run                             [2000]
   --bulk-payload B    payload of one PUBLISH in `bulk`                   [262144]
   --bulk-clients N    connections of `bulk`                              [4]
+  --reads BYTES       how much clients and brokers read at a time        [65536]
+  --skip              brokers drop payloads in the kernel, unread
   --window N          PUBLISH packets in flight per connection in `bulk` [8]
   --storm-count N     storms of `storms`                                 [20]
   --storm-size N      connections of each, all open at once              [4000]
@@ -50,9 +61,12 @@ pub struct Options {
     pub rounds: usize,
     pub contenders: Vec<Contender>,
     pub proxy_core: usize,
+    pub load_core: usize,
     pub connections: usize,
     pub storm: usize,
+    pub tls_storm: usize,
     pub concurrency: usize,
+    pub late: Duration,
     pub reset: bool,
     pub clients: usize,
     pub duration: Duration,
@@ -62,6 +76,8 @@ pub struct Options {
     pub megabytes: usize,
     pub bulk_payload: usize,
     pub bulk_clients: usize,
+    pub reads: usize,
+    pub skip: bool,
     pub window: usize,
     pub storm_count: usize,
     pub storm_size: usize,
@@ -84,9 +100,12 @@ impl Default for Options {
                 contender("mqtt-proxy", ours),
             ],
             proxy_core: 1,
+            load_core: 0,
             connections: 9000,
             storm: 10_000,
+            tls_storm: 3000,
             concurrency: 128,
+            late: Duration::from_millis(20),
             reset: false,
             clients: 100,
             duration: Duration::from_secs(2),
@@ -96,6 +115,8 @@ impl Default for Options {
             megabytes: 2000,
             bulk_payload: 256 * 1024,
             bulk_clients: 4,
+            reads: 64 * 1024,
+            skip: false,
             window: 8,
             storm_count: 20,
             storm_size: 4000,
@@ -120,6 +141,7 @@ impl Options {
                 "--quick" => {
                     options.rounds = 2;
                     options.storm /= 3;
+                    options.tls_storm /= 3;
                     options.duration /= 3;
                     options.megabytes /= 3;
                     options.storm_count /= 3;
@@ -137,8 +159,14 @@ impl Options {
                 }
                 "--rounds" => options.rounds = number(&argument, value)?,
                 "--proxy-core" => options.proxy_core = number_or_zero(&argument, value)?,
+                "--load-core" => options.load_core = number_or_zero(&argument, value)?,
                 "--connections" => options.connections = number(&argument, value)?,
                 "--storm" => options.storm = number(&argument, value)?,
+                "--tls-storm" => options.tls_storm = number(&argument, value)?,
+                "--late-ms" => {
+                    let milliseconds = number_or_zero(&argument, value)?;
+                    options.late = Duration::from_millis(milliseconds.min(1000) as u64);
+                }
                 "--concurrency" => options.concurrency = number(&argument, value)?,
                 "--clients" => options.clients = number(&argument, value)?,
                 "--seconds" => {
@@ -154,6 +182,8 @@ impl Options {
                 "--megabytes" => options.megabytes = number(&argument, value)?,
                 "--bulk-payload" => options.bulk_payload = number(&argument, value)?,
                 "--bulk-clients" => options.bulk_clients = number(&argument, value)?,
+                "--reads" => options.reads = number(&argument, value)?,
+                "--skip" => options.skip = true,
                 "--window" => options.window = number(&argument, value)?,
                 "--storm-count" => options.storm_count = number(&argument, value)?,
                 "--storm-size" => options.storm_size = number(&argument, value)?,

@@ -1,7 +1,7 @@
 //! Medians, spread and ratios, as a Markdown table.
 
 use super::contender::{Contender, Kind};
-use super::rows::{Goal, Metric};
+use super::rows::{Counts, Goal, Metric};
 
 /// The figures of one metric: for each contender one for each round, `None` where the run was
 /// invalid.
@@ -31,13 +31,19 @@ pub fn table(contenders: &[Contender], figures: &[Figures]) -> String {
         text += &format!("| {} |", row.metric.name);
         for rounds in &row.rounds {
             let valid: Vec<f64> = rounds.iter().flatten().copied().collect();
-            text += &cell(&valid, rounds.len());
+            text += &cell(&valid, rounds.len(), row.metric.counts);
         }
         for contender in others(contenders, yardstick) {
             text += &match (yardstick, row.metric.goal) {
-                (Some(yardstick), Goal::Ratio(_)) => {
-                    let ratios = ratios(&row.rounds[contender], &row.rounds[yardstick]);
-                    cell(&ratios, ratios.len())
+                (Some(yardstick), Goal::Ratio(_) | Goal::Compared) => {
+                    let (ours, theirs) = (&row.rounds[contender], &row.rounds[yardstick]);
+                    match row.metric.counts {
+                        Counts::Median => {
+                            let ratios = ratios(ours, theirs);
+                            cell(&ratios, ratios.len(), Counts::Median)
+                        }
+                        Counts::Least => format!(" {} |", short(least(ours) / least(theirs))),
+                    }
                 }
                 _ => " |".to_owned(),
             };
@@ -45,7 +51,7 @@ pub fn table(contenders: &[Contender], figures: &[Figures]) -> String {
         text += &match row.metric.goal {
             Goal::Ratio(goal) => format!(" ratio ≤ {goal} |"),
             Goal::Absolute(goal) => format!(" ≤ {goal} |"),
-            Goal::None => " |".to_owned(),
+            Goal::Compared | Goal::None => " |".to_owned(),
         };
         text += &match row.metric.floor {
             Some(floor) => format!(" {floor} |\n"),
@@ -68,18 +74,27 @@ fn ratios(ours: &[Option<f64>], theirs: &[Option<f64>]) -> Vec<f64> {
         .collect()
 }
 
-fn cell(values: &[f64], rounds: usize) -> String {
+fn least(rounds: &[Option<f64>]) -> f64 {
+    let valid = rounds.iter().flatten().copied();
+    valid.fold(f64::INFINITY, f64::min)
+}
+
+fn cell(values: &[f64], rounds: usize, counts: Counts) -> String {
     let Some(median) = median(values) else {
         return " invalid |".to_owned();
     };
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let counted = match counts {
+        Counts::Median => median,
+        Counts::Least => least,
+    };
     let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let invalid = match rounds - values.len() {
         0 => String::new(),
         invalid => format!(", {invalid} invalid"),
     };
-    let [median, least, most] = [median, least, most].map(short);
-    format!(" {median} ({least}–{most}{invalid}) |")
+    let [counted, least, most] = [counted, least, most].map(short);
+    format!(" {counted} ({least}–{most}{invalid}) |")
 }
 
 /// Three digits that say something.

@@ -36,9 +36,8 @@ ${CARGO:-cargo} build ${CARGO_FLAGS:-} --release
 ${CARGO:-cargo} bench ${CARGO_FLAGS:-} --bench compare --no-run
 printf '%s\n' "$(nproc) processors, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), Linux $(uname -r)" \
     "$(haproxy -v | head -1)" "$(nginx -v 2>&1)" "mqtt-proxy $(git rev-parse --short HEAD 2>/dev/null || true)"
-# The load is pinned here, the proxies by the load.
-command=(taskset -c "$LOAD_CORE" "${CARGO:-cargo}" bench ${CARGO_FLAGS:-} --bench compare --
-    --run --proxy-core "$PROXY_CORE" "$@")
+command=("${CARGO:-cargo}" bench ${CARGO_FLAGS:-} --bench compare --
+    --run --proxy-core "$PROXY_CORE" --load-core "$LOAD_CORE" "$@")
 if [ -n "${PRIORITY:-}" ]; then
     # A session of its own with this priority (-20 is the highest, needs root): on a machine that
     # does other work, niceness alone has no effect across sessions.

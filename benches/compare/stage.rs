@@ -1,16 +1,20 @@
 //! One proxy between clients and two brokers: what every row begins with and measures by.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
+use std::iter::Sum;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use openssl::ssl::SslSession;
+
 use super::Failure;
-use super::contender::{Contender, Running};
+use super::contender::{Contender, Place, Running};
 use super::mqtt;
 use super::net::{Client, Happened, Net, What};
 use super::options::Options;
+use super::tls::{Certificate, Connector};
 use super::usage::{self, Cpu};
 
 /// How long a phase without a duration of its own may take.
@@ -33,6 +37,47 @@ pub struct Stage {
     ksoftirqd: Option<u32>,
     numbers: u64,
     turn: Duration,
+    /// TLS sessions of the clients, kept while it is there.
+    pub sessions: Option<Vec<SslSession>>,
+}
+
+/// How a proxy is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Scene {
+    /// Client connections that it must be able to hold.
+    pub connections: usize,
+    /// Clients speak TLS, and this is the proxy's certificate.
+    pub certificate: Option<Certificate>,
+    /// Worker threads. With more than one, proxy and load have all processors that either has.
+    pub workers: Workers,
+}
+
+/// Threads of the proxy, and where they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workers {
+    /// One, on the processor of the proxies.
+    Alone,
+    /// So many, on the processors of the proxies and of the load.
+    Sharing(usize),
+}
+
+impl Scene {
+    /// One worker, plain connections.
+    pub fn plain(connections: usize) -> Self {
+        Scene {
+            connections,
+            certificate: None,
+            workers: Workers::Alone,
+        }
+    }
+
+    /// One worker, TLS.
+    pub fn tls(connections: usize, certificate: Certificate) -> Self {
+        Scene {
+            certificate: Some(certificate),
+            ..Scene::plain(connections)
+        }
+    }
 }
 
 /// What the clients of [`Stage::connect`] do.
@@ -48,19 +93,65 @@ pub struct Visit {
     pub stay: bool,
     /// Send CONNECT in two pieces, the second one after the proxy may have seen the first.
     pub split: bool,
+    /// Send CONNECT so long after the connection began.
+    pub late: Option<Duration>,
+}
+
+impl Visit {
+    /// Connects, gets CONNACK and leaves.
+    pub fn passing(count: usize, concurrency: usize) -> Self {
+        Visit {
+            count,
+            concurrency,
+            publish: false,
+            stay: false,
+            split: false,
+            late: None,
+        }
+    }
+
+    /// Connects, gets CONNACK and stays.
+    pub fn staying(count: usize) -> Self {
+        Visit {
+            stay: true,
+            ..Visit::passing(count, 64)
+        }
+    }
 }
 
 impl Stage {
     /// Starts `contender`, warms it up, and checks that a client id always reaches the same
     /// broker.
-    pub fn set(
-        contender: &Contender,
-        options: &Options,
-        connections: usize,
-    ) -> Result<Self, Failure> {
-        let mut net = Net::new(2)?;
+    pub fn set(contender: &Contender, options: &Options, scene: Scene) -> Result<Self, Failure> {
+        let mut net = Net::new(2, options.reads)?;
         net.reset = options.reset;
-        let proxy = contender.start(options.proxy_core, &net.brokers.addresses, connections)?;
+        net.skip = options.skip;
+        let (proxy_core, load_core) = (options.proxy_core, options.load_core);
+        let cores = match scene.workers {
+            Workers::Alone => proxy_core.to_string(),
+            Workers::Sharing(_) => format!("{proxy_core},{load_core}"),
+        };
+        let place = Place {
+            cores: &cores,
+            workers: match scene.workers {
+                Workers::Alone => 1,
+                Workers::Sharing(workers) => workers,
+            },
+            identity: match scene.certificate {
+                Some(certificate) => {
+                    net.tls = Some(Connector::new()?);
+                    Some(certificate.identity()?)
+                }
+                None => None,
+            },
+            connections: scene.connections,
+        };
+        let load_cores = match scene.workers {
+            Workers::Alone => load_core.to_string(),
+            Workers::Sharing(_) => cores.clone(),
+        };
+        usage::pin(&load_cores)?;
+        let proxy = contender.start(&place, &net.brokers.addresses)?;
         let mut stage = Stage {
             net,
             target: proxy.listen,
@@ -71,6 +162,7 @@ impl Stage {
                 true => Duration::ZERO,
                 false => TURN,
             },
+            sessions: None,
         };
         stage.check(contender)?;
         // nginx listens before its worker is there.
@@ -83,11 +175,9 @@ impl Stage {
         for split in [false, true, false] {
             self.numbers = 0;
             self.connect(Visit {
-                count: CHECKED_IDS as usize,
-                concurrency: 16,
                 publish: true,
-                stay: false,
                 split,
+                ..Visit::passing(CHECKED_IDS as usize, 16)
             })?;
             self.wait_until_all_left()?;
         }
@@ -118,7 +208,7 @@ impl Stage {
         };
         let (mut opened, mut done) = (0, 0);
         let mut staying = Vec::new();
-        let mut halves = Vec::new();
+        let mut later = VecDeque::new();
         let mut happened = Vec::new();
         while done < visit.count {
             while opened < visit.count && opened - done < visit.concurrency {
@@ -126,18 +216,30 @@ impl Stage {
                 self.numbers += 1;
                 opened += 1;
                 let connect = mqtt::connect(&format!("bench-client-{number:08}"));
-                match visit.split {
-                    false => self.net.open(self.target, number, &connect).map(drop)?,
-                    true => {
-                        let (first, second) = connect.split_at(connect.len() / 2);
-                        let client = self.net.open(self.target, number, &first.into())?;
-                        halves.push((client, second.into()));
-                    }
+                let now = Instant::now();
+                if let Some(late) = visit.late {
+                    let client = self.net.open(self.target, number, None)?;
+                    later.push_back((now + late, client, connect));
+                } else if visit.split {
+                    let (first, second) = connect.split_at(connect.len() / 2);
+                    let client = self.net.open(self.target, number, Some(&first.into()))?;
+                    later.push_back((now, client, second.into()));
+                } else {
+                    self.net.open(self.target, number, Some(&connect))?;
                 }
             }
-            self.turn(deadline, &mut happened)?;
-            for (client, second) in halves.drain(..) {
-                self.net.send(client, &second)?;
+            let pause = match later.front() {
+                Some((due, ..)) => self.turn.min(due.saturating_duration_since(Instant::now())),
+                None => self.turn,
+            };
+            self.turn_for(pause, deadline, &mut happened)?;
+            let now = Instant::now();
+            while let Some((due, client, bytes)) = later.pop_front() {
+                if due > now {
+                    later.push_front((due, client, bytes));
+                    break;
+                }
+                self.net.send(client, &bytes)?;
             }
             for Happened {
                 client,
@@ -151,6 +253,9 @@ impl Stage {
                     }
                     What::Packet(kind) if kind == wanted => {
                         done += 1;
+                        if let Some(kept) = &mut self.sessions {
+                            kept.extend(self.net.session(client));
+                        }
                         match visit.stay {
                             true => staying.push((number, client)),
                             false => self.net.close(client),
@@ -181,10 +286,39 @@ impl Stage {
 
     /// One turn of the event loop, no later than `deadline`.
     pub fn turn(&mut self, deadline: Instant, happened: &mut Vec<Happened>) -> Result<(), Failure> {
+        self.turn_for(self.turn, deadline, happened)
+    }
+
+    fn turn_for(
+        &mut self,
+        pause: Duration,
+        deadline: Instant,
+        happened: &mut Vec<Happened>,
+    ) -> Result<(), Failure> {
         if Instant::now() > deadline {
             return Err(Failure("did not end in time".into()));
         }
-        Ok(self.net.turn(self.turn, happened)?)
+        Ok(self.net.turn(pause, happened)?)
+    }
+
+    /// Lets the clients to come resume the sessions of those whose sessions were kept.
+    pub fn resume(&mut self) -> Result<(), Failure> {
+        let kept = self.sessions.take().unwrap_or_default();
+        match &mut self.net.tls {
+            Some(connector) if !kept.is_empty() => {
+                connector.sessions = kept;
+                Ok(())
+            }
+            _ => Err(Failure("no session to resume".into())),
+        }
+    }
+
+    /// Handshakes until now, and those of them that resumed a session.
+    pub fn handshakes(&self) -> (u64, u64) {
+        let connector = self.net.tls.as_ref();
+        connector.map_or((0, 0), |connector| {
+            (connector.handshakes, connector.resumed)
+        })
     }
 
     /// Memory of the proxy, once it stays the same for a while.
@@ -250,7 +384,7 @@ pub struct Meter {
 }
 
 /// What was used while something was measured.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Used {
     /// How long it took.
     pub wall: Duration,
@@ -271,6 +405,17 @@ impl Meter {
             proxy,
             load,
             ksoftirqd,
+        })
+    }
+}
+
+impl Sum for Used {
+    fn sum<I: Iterator<Item = Used>>(all: I) -> Used {
+        all.fold(Used::default(), |sum, one| Used {
+            wall: sum.wall + one.wall,
+            proxy: sum.proxy + one.proxy,
+            load: sum.load + one.load,
+            ksoftirqd: sum.ksoftirqd + one.ksoftirqd,
         })
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::ops::Sub;
+use std::ops::{Add, Sub};
+use std::process::Command;
 use std::time::Duration;
 
 /// CPU time of a group of processes.
@@ -14,6 +15,17 @@ pub struct Cpu {
     pub waited: Duration,
 }
 
+impl Add for Cpu {
+    type Output = Cpu;
+
+    fn add(self, other: Cpu) -> Cpu {
+        Cpu {
+            used: self.used + other.used,
+            waited: self.waited + other.waited,
+        }
+    }
+}
+
 impl Sub for Cpu {
     type Output = Cpu;
 
@@ -22,6 +34,21 @@ impl Sub for Cpu {
             used: self.used.saturating_sub(before.used),
             waited: self.waited.saturating_sub(before.waited),
         }
+    }
+}
+
+/// Confines this thread, the load, to these processors (as taskset takes them).
+pub fn pin(cores: &str) -> io::Result<()> {
+    let pid = std::process::id().to_string();
+    let taskset = Command::new("taskset")
+        .args(["-p", "-c", cores, &pid])
+        .output()?;
+    match taskset.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(format!(
+            "taskset: {}",
+            String::from_utf8_lossy(&taskset.stderr).trim()
+        ))),
     }
 }
 

@@ -4,21 +4,24 @@ use super::Run;
 use crate::Failure;
 use crate::contender::Contender;
 use crate::options::Options;
-use crate::stage::{Stage, Visit};
-
-/// Connections that are between connect and their last answer at a time.
-const CONCURRENCY: usize = 64;
+use crate::stage::{Scene, Stage, Visit};
+use crate::tls::Certificate;
 
 /// Growth of the memory per connection that stays after CONNECT and one PUBLISH.
-pub fn memory(contender: &Contender, options: &Options) -> Result<Run, Failure> {
-    let mut stage = Stage::set(contender, options, options.connections)?;
+pub fn memory(
+    contender: &Contender,
+    options: &Options,
+    certificate: Option<Certificate>,
+) -> Result<Run, Failure> {
+    let scene = Scene {
+        certificate,
+        ..Scene::plain(options.connections)
+    };
+    let mut stage = Stage::set(contender, options, scene)?;
     let before = stage.memory()?;
     stage.connect(Visit {
-        count: options.connections,
-        concurrency: CONCURRENCY,
         publish: true,
-        stay: true,
-        split: false,
+        ..Visit::staying(options.connections)
     })?;
     let after = stage.memory()?;
     let grown = after.saturating_sub(before) as f64;
@@ -35,16 +38,13 @@ pub fn memory(contender: &Contender, options: &Options) -> Result<Run, Failure> 
 
 /// Memory after one storm against before it, and after many against after one.
 pub fn storms(contender: &Contender, options: &Options) -> Result<Run, Failure> {
-    let mut stage = Stage::set(contender, options, options.storm_size)?;
+    let mut stage = Stage::set(contender, options, Scene::plain(options.storm_size))?;
     let before = stage.memory()?;
     let mut after = Vec::new();
     for number in 0..options.storm_count {
         let clients = stage.connect(Visit {
-            count: options.storm_size,
-            concurrency: CONCURRENCY,
             publish: true,
-            stay: true,
-            split: false,
+            ..Visit::staying(options.storm_size)
         })?;
         for (_, client) in clients {
             stage.net.close(client);
