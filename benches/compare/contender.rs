@@ -57,26 +57,39 @@ impl Contender {
             Kind::Nginx => setup.nginx()?,
             Kind::Ours(binary) => setup.ours(binary)?,
         };
-        let log = File::create(folder.path().join("log"))?;
-        let child = Command::new("taskset")
-            .args(["-c", place.cores])
-            .args(&line)
-            // A ticket for each handshake, as mqtt-proxy sends it. The others have no setting for
-            // it, and OpenSSL would send two.
-            .env("OPENSSL_CONF", setup.openssl()?)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        let mut running = Running {
-            child,
-            folder,
-            listen,
-            family: Vec::new(),
-        };
-        running.wait_until_it_listens(&self.name)?;
-        Ok(running)
+        // A ticket for each handshake, as mqtt-proxy sends it. The others have no setting for it,
+        // and OpenSSL would send two.
+        let environment = [("OPENSSL_CONF", setup.openssl()?)];
+        let taskset = ["taskset", "-c", place.cores].map(String::from);
+        let line = [taskset.as_slice(), &line].concat();
+        launch(&self.name, folder, &line, listen, &environment)
     }
+}
+
+/// Starts the command in `line`, whose files are in `folder`, and waits until it listens.
+pub fn launch(
+    name: &str,
+    folder: tempfile::TempDir,
+    line: &[String],
+    listen: SocketAddr,
+    environment: &[(&str, String)],
+) -> Result<Running, Failure> {
+    let log = File::create(folder.path().join("log"))?;
+    let child = Command::new(&line[0])
+        .args(&line[1..])
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
+    let mut running = Running {
+        child,
+        folder,
+        listen,
+        family: Vec::new(),
+    };
+    running.wait_until_it_listens(name)?;
+    Ok(running)
 }
 
 /// Where and how a proxy runs.
@@ -234,6 +247,12 @@ impl Running {
         self.family = usage::family(self.child.id());
     }
 
+    /// What it has printed.
+    pub fn log(&self) -> String {
+        let log = fs::read(self.folder.path().join("log"));
+        String::from_utf8_lossy(&log.unwrap_or_default()).into_owned()
+    }
+
     fn wait_until_it_listens(&mut self, name: &str) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -243,8 +262,7 @@ impl Running {
                 return Ok(());
             }
             if exited.is_some() || Instant::now() > deadline {
-                let log = fs::read_to_string(self.folder.path().join("log"));
-                let log = log.unwrap_or_default();
+                let log = self.log();
                 return Err(Failure(format!("{name} does not start:\n{log}")));
             }
             std::thread::sleep(POLL);
@@ -279,6 +297,6 @@ impl Drop for Running {
 }
 
 /// A port of 127.0.0.1 that nobody listens on now.
-fn free_port() -> io::Result<SocketAddr> {
+pub fn free_port() -> io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }

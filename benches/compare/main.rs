@@ -6,8 +6,10 @@ mod contender;
 mod mqtt;
 mod net;
 mod options;
+mod random;
 mod report;
 mod rows;
+mod soak;
 mod stage;
 mod tls;
 mod usage;
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut options = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) if options.rows.is_empty() => {
+        Ok(options) if options.rows.is_empty() && !options.soaks => {
             println!("compare: benches/compare/run.sh runs this one");
             return ExitCode::SUCCESS;
         }
@@ -63,7 +65,11 @@ fn main() -> ExitCode {
             *wanted = possible;
         }
     }
-    match compare(&options) {
+    let good = match options.soaks {
+        true => soak::soak(&options),
+        false => compare(&options),
+    };
+    match good {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }

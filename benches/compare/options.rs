@@ -10,6 +10,7 @@ use super::rows::Row;
 /// What `--help` prints.
 pub const HELP: &str = "\
 usage: benches/compare/run.sh [OPTION…] [ROW…]
+       benches/compare/run.sh soak [--minutes N] [--budget PERCENT]
 
 rows (all of them without a name):
   memory       user-space memory of an idle connection
@@ -52,6 +53,11 @@ options:
   --storm-count N     storms of `storms`                                 [20]
   --storm-size N      connections of each, all open at once              [4000]
   --verbose           every single run
+
+soak: mqtt-proxy alone, under storms, reloads, slow readers, resets and half-closed connections,
+plain and TLS, every byte checked; fails when its memory and descriptors do not come back
+  --minutes N         how long, after a warm-up                          [30]
+  --budget PERCENT    of one processor, for proxy and load together      [50]
 ";
 
 /// What to run.
@@ -82,6 +88,9 @@ pub struct Options {
     pub storm_count: usize,
     pub storm_size: usize,
     pub verbose: bool,
+    pub soaks: bool,
+    pub soak: Duration,
+    pub budget: usize,
 }
 
 impl Default for Options {
@@ -121,6 +130,9 @@ impl Default for Options {
             storm_count: 20,
             storm_size: 4000,
             verbose: false,
+            soaks: false,
+            soak: Duration::from_secs(30 * 60),
+            budget: 50,
         }
     }
 }
@@ -190,6 +202,12 @@ impl Options {
                 "--reset" => options.reset = true,
                 "--spin" => options.spin = true,
                 "--verbose" => options.verbose = true,
+                "soak" => options.soaks = true,
+                "--minutes" => {
+                    let minutes = number(&argument, value)?.min(100_000);
+                    options.soak = Duration::from_secs(60 * minutes as u64);
+                }
+                "--budget" => options.budget = number(&argument, value)?,
                 // From run.sh: not one of the benches that `cargo bench` runs unasked.
                 "--run" => run = true,
                 // cargo bench adds it.
@@ -200,7 +218,7 @@ impl Options {
                 },
             }
         }
-        if run && options.rows.is_empty() {
+        if run && options.rows.is_empty() && !options.soaks {
             options.rows.extend(Row::ALL);
         }
         if let Some(only) = only {

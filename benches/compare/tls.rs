@@ -59,13 +59,14 @@ impl Certificate {
         match made.get() {
             Some(identity) => Ok(identity),
             None => {
-                let identity = self.make()?;
+                let identity = self.make(1)?;
                 Ok(made.get_or_init(|| identity))
             }
         }
     }
 
-    fn make(self) -> Result<Identity, ErrorStack> {
+    /// Makes a certificate that signs itself.
+    pub fn make(self, serial: u32) -> Result<Identity, ErrorStack> {
         let key: PKey<Private> = match self {
             Certificate::Ecdsa => {
                 let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
@@ -78,7 +79,7 @@ impl Certificate {
         let name = name.build();
         let mut builder = X509::builder()?;
         builder.set_version(2)?;
-        let serial = BigNum::from_u32(1)?.to_asn1_integer()?;
+        let serial = BigNum::from_u32(serial)?.to_asn1_integer()?;
         builder.set_serial_number(&serial)?;
         builder.set_subject_name(&name)?;
         builder.set_issuer_name(&name)?;
@@ -144,8 +145,8 @@ impl Connector {
         })
     }
 
-    /// TLS of one more client.
-    pub fn client(&mut self) -> Result<Tls, ErrorStack> {
+    /// OpenSSL's part of one more client.
+    pub fn ssl(&mut self) -> Result<Ssl, ErrorStack> {
         let mut ssl = Ssl::new(&self.context)?;
         ssl.set_hostname(SERVER_NAME)?;
         if let Some(session) = self.sessions.get(self.turn) {
@@ -153,7 +154,12 @@ impl Connector {
             unsafe { ssl.set_session(session)? };
             self.turn = (self.turn + 1) % self.sessions.len();
         }
-        let stream = SslStream::new(ssl, Wire::default())?;
+        Ok(ssl)
+    }
+
+    /// TLS of one more client.
+    pub fn client(&mut self) -> Result<Tls, ErrorStack> {
+        let stream = SslStream::new(self.ssl()?, Wire::default())?;
         Ok(Tls {
             stream,
             open: false,

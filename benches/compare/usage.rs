@@ -100,6 +100,14 @@ pub fn pss(family: &[u32]) -> io::Result<u64> {
     Ok(sum)
 }
 
+/// Open descriptors.
+pub fn descriptors(family: &[u32]) -> io::Result<usize> {
+    let counts = family
+        .iter()
+        .map(|pid| Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count()));
+    counts.sum()
+}
+
 /// The kernel thread that takes over packets which a core has too many of: what it does is in
 /// nobody's CPU time.
 pub fn ksoftirqd(core: usize) -> Option<u32> {
