@@ -313,11 +313,11 @@ impl Stage {
         }
     }
 
-    /// Handshakes until now, and those of them that resumed a session.
-    pub fn handshakes(&self) -> (u64, u64) {
+    /// Handshakes until now, those of them that resumed a session, and tickets for new ones.
+    pub fn handshakes(&self) -> [u64; 3] {
         let connector = self.net.tls.as_ref();
-        connector.map_or((0, 0), |connector| {
-            (connector.handshakes, connector.resumed)
+        connector.map_or([0; 3], |known| {
+            [known.handshakes, known.resumed, known.tickets()]
         })
     }
 

@@ -5,7 +5,8 @@
 //! it measures.
 
 use std::io::{self, Read, Write};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;
@@ -117,6 +118,7 @@ pub struct Connector {
     /// Handshakes that were completed, and those of them that resumed a session.
     pub handshakes: u64,
     pub resumed: u64,
+    tickets: Arc<AtomicU64>,
 }
 
 impl Connector {
@@ -129,7 +131,13 @@ impl Connector {
         builder.set_ciphersuites(CIPHER_SUITE)?;
         builder.set_groups_list(GROUP)?;
         builder.set_verify(SslVerifyMode::NONE);
-        builder.set_session_cache_mode(SslSessionCacheMode::OFF);
+        let cache = SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL;
+        builder.set_session_cache_mode(cache);
+        let tickets = Arc::new(AtomicU64::new(0));
+        let count = tickets.clone();
+        builder.set_new_session_callback(move |_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
         builder.set_read_ahead(true);
         builder.set_mode(
             SslMode::RELEASE_BUFFERS
@@ -142,7 +150,13 @@ impl Connector {
             turn: 0,
             handshakes: 0,
             resumed: 0,
+            tickets,
         })
+    }
+
+    /// Tickets that came.
+    pub fn tickets(&self) -> u64 {
+        self.tickets.load(Ordering::Relaxed)
     }
 
     /// OpenSSL's part of one more client.

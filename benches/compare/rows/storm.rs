@@ -59,7 +59,7 @@ pub fn tls(contender: &Contender, options: &Options) -> Result<Run, Failure> {
             let before = stage.handshakes();
             let used = measure(&mut stage, visit)?;
             let after = stage.handshakes();
-            let (all, resumed) = (after.0 - before.0, after.1 - before.1);
+            let [all, resumed, tickets] = [0, 1, 2].map(|of| after[of] - before[of]);
             if resumed != if resume { all } else { 0 } {
                 return Err(Failure(format!(
                     "{resumed} of {all} handshakes resumed a session"
@@ -67,8 +67,9 @@ pub fn tls(contender: &Contender, options: &Options) -> Result<Run, Failure> {
             }
             figures.push(used.micros_per(visit.count as u64));
             let kind = if resume { "resumed" } else { "full" };
+            let tickets = tickets as f64 / all as f64;
             notes.push(format!(
-                "{certificate:?} {kind}: {}",
+                "{certificate:?} {kind}: {tickets:.2} tickets each, {}",
                 note(&used, visit.count)
             ));
         }

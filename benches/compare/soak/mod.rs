@@ -103,8 +103,14 @@ impl Soak {
 
     fn keep_session(&self, session: SslSession, most: usize) {
         let mut connector = lock(&self.resuming);
-        if connector.sessions.len() < most {
-            connector.sessions.push(session);
+        // A connection that is cut spoils the session that it had resumed, so new ones take the
+        // place of old ones.
+        match connector.sessions.len() {
+            count if count < most => connector.sessions.push(session),
+            _ => {
+                let turn = self.counts.tls.load(Ordering::Relaxed) as usize % most;
+                connector.sessions[turn] = session;
+            }
         }
     }
 
