@@ -37,7 +37,7 @@ bench: ## run the benches
 	@scripts/install-deps.sh build
 	$(CARGO) bench $(CARGO_FLAGS)
 
-compare: ## the whole proxy beside HAProxy and nginx, in one run of about ten minutes
+compare: ## the whole proxy beside HAProxy and nginx, in one run of about twenty minutes
 	@benches/compare/run.sh
 
 schema: ## write the JSON Schemas that editors use to conf/schema/
