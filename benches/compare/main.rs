@@ -3,9 +3,11 @@
 //! `benches/compare/run.sh` starts it; `cargo bench` without rows leaves it out.
 
 mod contender;
+mod meter;
 mod mqtt;
 mod net;
 mod options;
+mod peer;
 mod random;
 mod report;
 mod rows;

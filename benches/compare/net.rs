@@ -17,10 +17,11 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_linger, set_tcp_nodelay};
-use rustix::net::{self as sys, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{self as sys, AddressFamily, RecvFlags, SocketFlags, SocketType};
 use slab::Slab;
 
 use super::mqtt::{self, Framer};
+use super::peer::{Peer, Role, feed};
 use super::tls::{Connector, Tls};
 
 /// Plain text of one turn of a TLS client, at most.
@@ -93,24 +94,6 @@ pub enum What {
     Packet(u8),
     /// The connection ended, or never began. It is closed already.
     Ended,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Listener(usize),
-    Broker(usize),
-    Client(u64),
-}
-
-struct Peer {
-    fd: OwnedFd,
-    generation: u32,
-    role: Role,
-    framer: Framer,
-    /// What the socket did not take yet, and how much of the first one it took.
-    owed: VecDeque<Arc<[u8]>>,
-    written: usize,
-    tls: Option<Box<Tls>>,
 }
 
 impl Net {
@@ -199,6 +182,9 @@ impl Net {
         let known = self.peers.get(client.index);
         if known.is_some_and(|peer| peer.generation == client.generation) {
             let mut peer = self.peers.remove(client.index);
+            if let (Some(tls), Some(connector)) = (&peer.tls, &mut self.tls) {
+                connector.count_ticket(tls);
+            }
             if let Some(tls) = &mut peer.tls
                 && !self.reset
             {
@@ -389,89 +375,6 @@ impl Net {
             peer.flush()?;
         }
         Ok(open)
-    }
-}
-
-fn feed(framer: &mut Framer, bytes: &[u8], whole: impl FnMut(u8, &[u8])) -> io::Result<()> {
-    let fed = framer.feed(bytes, whole);
-    fed.map_err(|_| ErrorKind::InvalidData.into())
-}
-
-impl Peer {
-    /// Goes on with the handshake, if there is one; true when that completed it.
-    fn shake_hands(&mut self) -> io::Result<bool> {
-        match &mut self.tls {
-            Some(tls) if !tls.is_open() => tls.handshake(),
-            _ => Ok(false),
-        }
-    }
-
-    /// Reads all records that have come whole; false at the end of the stream.
-    fn read_records(
-        &mut self,
-        plain: &mut [u8],
-        whole: &mut impl FnMut(u8, &[u8]),
-    ) -> io::Result<bool> {
-        let Some(tls) = self.tls.as_mut().filter(|tls| tls.is_open()) else {
-            return Ok(true);
-        };
-        loop {
-            match tls.read(plain)? {
-                None => return Ok(true),
-                Some(0) => return Ok(false),
-                Some(count) => feed(&mut self.framer, &plain[..count], &mut *whole)?,
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match &mut self.tls {
-            None => self.flush_plain(),
-            Some(_) => self.flush_records(),
-        }
-    }
-
-    fn flush_records(&mut self) -> io::Result<()> {
-        let Some(tls) = &mut self.tls else {
-            return Ok(());
-        };
-        loop {
-            while tls.is_open()
-                && tls.has_room()
-                && let Some(first) = self.owed.front()
-            {
-                self.written += tls.write(&first[self.written..])?;
-                if self.written == first.len() {
-                    self.owed.pop_front();
-                    self.written = 0;
-                }
-            }
-            if tls.waiting().is_empty() {
-                return Ok(());
-            }
-            match sys::send(&self.fd, tls.waiting(), SendFlags::NOSIGNAL) {
-                Ok(count) => tls.sent(count),
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    fn flush_plain(&mut self) -> io::Result<()> {
-        while let Some(first) = self.owed.front() {
-            match sys::send(&self.fd, &first[self.written..], SendFlags::NOSIGNAL) {
-                Ok(count) => self.written += count,
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            if self.written == first.len() {
-                self.owed.pop_front();
-                self.written = 0;
-            }
-        }
-        Ok(())
     }
 }
 

@@ -1,9 +1,7 @@
 //! One proxy between clients and two brokers: what every row begins with and measures by.
 
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
 use std::io;
-use std::iter::Sum;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -62,21 +60,18 @@ pub enum Workers {
 }
 
 impl Scene {
-    /// One worker, plain connections.
-    pub fn plain(connections: usize) -> Self {
+    /// One worker; TLS if there is a certificate.
+    pub fn new(connections: usize, certificate: Option<Certificate>) -> Self {
         Scene {
             connections,
-            certificate: None,
+            certificate,
             workers: Workers::Alone,
         }
     }
 
-    /// One worker, TLS.
-    pub fn tls(connections: usize, certificate: Certificate) -> Self {
-        Scene {
-            certificate: Some(certificate),
-            ..Scene::plain(connections)
-        }
+    /// One worker, plain connections.
+    pub fn plain(connections: usize) -> Self {
+        Scene::new(connections, None)
     }
 }
 
@@ -317,7 +312,7 @@ impl Stage {
     pub fn handshakes(&self) -> [u64; 3] {
         let connector = self.net.tls.as_ref();
         connector.map_or([0; 3], |known| {
-            [known.handshakes, known.resumed, known.tickets()]
+            [known.handshakes, known.resumed, known.tickets]
         })
     }
 
@@ -351,15 +346,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Begins to measure.
-    pub fn meter(&self) -> io::Result<Meter> {
-        Ok(Meter {
-            begun: Instant::now(),
-            before: self.usage()?,
-        })
-    }
-
-    fn usage(&self) -> io::Result<[Cpu; 3]> {
+    /// CPU of the proxy, of the load, and of the kernel thread that helps the proxy's core out.
+    pub fn usage(&self) -> io::Result<[Cpu; 3]> {
         let softirq = self.ksoftirqd.as_slice();
         Ok([
             usage::cpu(&self.proxy.family)?,
@@ -375,68 +363,4 @@ pub fn unexpected(what: What) -> Failure {
         What::Ended => "a connection failed or was ended by the proxy".into(),
         What::Packet(kind) => format!("a packet of type {kind} came out of turn"),
     })
-}
-
-/// A measurement that has begun.
-pub struct Meter {
-    begun: Instant,
-    before: [Cpu; 3],
-}
-
-/// What was used while something was measured.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Used {
-    /// How long it took.
-    pub wall: Duration,
-    /// By the proxy.
-    pub proxy: Cpu,
-    load: Cpu,
-    ksoftirqd: Cpu,
-}
-
-impl Meter {
-    /// Ends the measurement.
-    pub fn stop(self, stage: &Stage) -> io::Result<Used> {
-        let wall = self.begun.elapsed();
-        let now = stage.usage()?;
-        let [proxy, load, ksoftirqd] = [0, 1, 2].map(|of| now[of] - self.before[of]);
-        Ok(Used {
-            wall,
-            proxy,
-            load,
-            ksoftirqd,
-        })
-    }
-}
-
-impl Sum for Used {
-    fn sum<I: Iterator<Item = Used>>(all: I) -> Used {
-        all.fold(Used::default(), |sum, one| Used {
-            wall: sum.wall + one.wall,
-            proxy: sum.proxy + one.proxy,
-            load: sum.load + one.load,
-            ksoftirqd: sum.ksoftirqd + one.ksoftirqd,
-        })
-    }
-}
-
-impl Used {
-    /// CPU of the proxy per unit, in microseconds.
-    pub fn micros_per(&self, units: u64) -> f64 {
-        self.proxy.used.as_secs_f64() * 1e6 / units as f64
-    }
-}
-
-impl fmt::Display for Used {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let percent = |part: Duration| 100.0 * part.as_secs_f64() / self.wall.as_secs_f64();
-        write!(
-            f,
-            "proxy on its core {:.0} %, waiting for it {:.0} %, load {:.0} %, ksoftirqd {:.1} %",
-            percent(self.proxy.used),
-            percent(self.proxy.waited),
-            percent(self.load.used),
-            percent(self.ksoftirqd.used)
-        )
-    }
 }

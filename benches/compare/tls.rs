@@ -5,9 +5,9 @@
 //! it measures.
 
 use std::io::{self, Read, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
+use foreign_types::ForeignTypeRef;
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;
 use openssl::ec::{EcGroup, EcKey};
@@ -22,6 +22,7 @@ use openssl::ssl::{
 };
 use openssl::x509::extension::SubjectAlternativeName;
 use openssl::x509::{X509, X509NameBuilder};
+use openssl_sys::SSL_SESSION;
 
 /// The server name of the certificates.
 pub const SERVER_NAME: &str = "bench.test";
@@ -118,7 +119,8 @@ pub struct Connector {
     /// Handshakes that were completed, and those of them that resumed a session.
     pub handshakes: u64,
     pub resumed: u64,
-    tickets: Arc<AtomicU64>,
+    /// Connections that got a new ticket.
+    pub tickets: u64,
 }
 
 impl Connector {
@@ -131,13 +133,8 @@ impl Connector {
         builder.set_ciphersuites(CIPHER_SUITE)?;
         builder.set_groups_list(GROUP)?;
         builder.set_verify(SslVerifyMode::NONE);
-        let cache = SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL;
-        builder.set_session_cache_mode(cache);
-        let tickets = Arc::new(AtomicU64::new(0));
-        let count = tickets.clone();
-        builder.set_new_session_callback(move |_, _| {
-            count.fetch_add(1, Ordering::Relaxed);
-        });
+        // With a cache OpenSSL would let each session be resumed once only.
+        builder.set_session_cache_mode(SslSessionCacheMode::OFF);
         builder.set_read_ahead(true);
         builder.set_mode(
             SslMode::RELEASE_BUFFERS
@@ -150,13 +147,8 @@ impl Connector {
             turn: 0,
             handshakes: 0,
             resumed: 0,
-            tickets,
+            tickets: 0,
         })
-    }
-
-    /// Tickets that came.
-    pub fn tickets(&self) -> u64 {
-        self.tickets.load(Ordering::Relaxed)
     }
 
     /// OpenSSL's part of one more client.
@@ -173,9 +165,10 @@ impl Connector {
 
     /// TLS of one more client.
     pub fn client(&mut self) -> Result<Tls, ErrorStack> {
-        let stream = SslStream::new(self.ssl()?, Wire::default())?;
+        let ssl = self.ssl()?;
         Ok(Tls {
-            stream,
+            began_with: ssl.session().map(ForeignTypeRef::as_ptr),
+            stream: SslStream::new(ssl, Wire::default())?,
             open: false,
         })
     }
@@ -185,12 +178,19 @@ impl Connector {
         self.handshakes += 1;
         self.resumed += u64::from(client.stream.ssl().session_reused());
     }
+
+    /// Counts the ticket of a connection that ends.
+    pub fn count_ticket(&mut self, client: &Tls) {
+        self.tickets += u64::from(client.has_new_ticket());
+    }
 }
 
 /// TLS of one client.
 pub struct Tls {
     stream: SslStream<Wire>,
     open: bool,
+    /// The session that it began with, by its place.
+    began_with: Option<*mut SSL_SESSION>,
 }
 
 impl Tls {
@@ -259,6 +259,14 @@ impl Tls {
     /// The session, to be resumed later. Its ticket has come when the proxy has sent anything.
     pub fn session(&self) -> Option<SslSession> {
         self.stream.ssl().session().map(ToOwned::to_owned)
+    }
+
+    /// Whether a ticket came. It makes a new session of one that was resumed, and gives a new one
+    /// its id.
+    fn has_new_ticket(&self) -> bool {
+        self.stream.ssl().session().is_some_and(|session| {
+            Some(session.as_ptr()) != self.began_with && !session.id().is_empty()
+        })
     }
 
     /// Says that nothing more comes: makes a close_notify.

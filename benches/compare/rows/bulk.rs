@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::Run;
 use crate::contender::Contender;
+use crate::meter::{Meter, Used};
 use crate::net::{Client, Happened, What};
 use crate::options::Options;
-use crate::stage::{Scene, Stage, Used, Visit, unexpected};
+use crate::stage::{Scene, Stage, Visit, unexpected};
 use crate::tls::Certificate;
 use crate::{Failure, mqtt};
 
@@ -21,10 +22,7 @@ pub fn bulk(
     options: &Options,
     certificate: Option<Certificate>,
 ) -> Result<Run, Failure> {
-    let scene = Scene {
-        certificate,
-        ..Scene::plain(options.bulk_clients)
-    };
+    let scene = Scene::new(options.bulk_clients, certificate);
     let mut stage = Stage::set(contender, options, scene)?;
     let clients = stage.connect(Visit::staying(options.bulk_clients))?;
     let publish = mqtt::publish(1, options.bulk_payload);
@@ -63,7 +61,7 @@ fn carry(
     let (mut sent, mut done) = (0, 0);
     let mut happened = Vec::new();
     let deadline = Instant::now() + PATIENCE;
-    let meter = stage.meter()?;
+    let meter = Meter::start(stage)?;
     for _ in 0..options.window {
         for (_, client) in clients {
             if sent < total {

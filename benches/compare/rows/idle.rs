@@ -13,10 +13,7 @@ pub fn memory(
     options: &Options,
     certificate: Option<Certificate>,
 ) -> Result<Run, Failure> {
-    let scene = Scene {
-        certificate,
-        ..Scene::plain(options.connections)
-    };
+    let scene = Scene::new(options.connections, certificate);
     let mut stage = Stage::set(contender, options, scene)?;
     let before = stage.memory()?;
     stage.connect(Visit {

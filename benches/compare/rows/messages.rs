@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::Run;
 use crate::contender::Contender;
+use crate::meter::{Meter, Used};
 use crate::net::{Happened, What};
 use crate::options::Options;
-use crate::stage::{Meter, Scene, Stage, Used, Visit, unexpected};
+use crate::stage::{Scene, Stage, Visit, unexpected};
 use crate::tls::Certificate;
 use crate::{Failure, mqtt};
 
@@ -26,10 +27,7 @@ pub fn small(
     options: &Options,
     certificate: Option<Certificate>,
 ) -> Result<Run, Failure> {
-    let scene = Scene {
-        certificate,
-        ..Scene::plain(options.clients)
-    };
+    let scene = Scene::new(options.clients, certificate);
     let mut stage = Stage::set(contender, options, scene)?;
     let (messages, used) = saturate(&mut stage, options, options.duration)?;
     let rate = messages as f64 / used.wall.as_secs_f64();
@@ -51,7 +49,7 @@ pub fn saturate(
         stage.net.send(client, &publish)?;
     }
     exchange(stage, &publish, WARM_UP)?;
-    let meter = stage.meter()?;
+    let meter = Meter::start(stage)?;
     let messages = exchange(stage, &publish, duration)?;
     Ok((messages, meter.stop(stage)?))
 }
@@ -155,7 +153,7 @@ fn pace(stage: &mut Stage, options: &Options, target: SocketAddr) -> Result<Pace
             return Err(Failure("messages got lost".into()));
         }
         if meter.is_none() && now >= measured {
-            meter = Some(stage.meter()?);
+            meter = Some(Meter::start(stage)?);
         }
         if now >= until && used.is_none() {
             let meter = meter

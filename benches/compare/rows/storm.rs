@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::Run;
 use crate::Failure;
 use crate::contender::Contender;
+use crate::meter::{Meter, Used};
 use crate::options::Options;
-use crate::stage::{Scene, Stage, Used, Visit};
+use crate::stage::{Scene, Stage, Visit};
 use crate::tls::Certificate;
 
 /// Sessions that the clients of a storm of resumed handshakes take turns with.
@@ -46,7 +47,7 @@ pub fn tls(contender: &Contender, options: &Options) -> Result<Run, Failure> {
     let mut figures = Vec::new();
     let mut notes = Vec::new();
     for certificate in [Certificate::Ecdsa, Certificate::Rsa] {
-        let scene = Scene::tls(options.concurrency.max(1000), certificate);
+        let scene = Scene::new(options.concurrency.max(1000), Some(certificate));
         let mut stage = Stage::set(contender, options, scene)?;
         let visit = Visit::passing(options.tls_storm, options.concurrency);
         for resume in [false, true] {
@@ -67,9 +68,9 @@ pub fn tls(contender: &Contender, options: &Options) -> Result<Run, Failure> {
             }
             figures.push(used.micros_per(visit.count as u64));
             let kind = if resume { "resumed" } else { "full" };
-            let tickets = tickets as f64 / all as f64;
+            let tickets = 100 * tickets / all.max(1);
             notes.push(format!(
-                "{certificate:?} {kind}: {tickets:.2} tickets each, {}",
+                "{certificate:?} {kind}: a new ticket for {tickets} %, {}",
                 note(&used, visit.count)
             ));
         }
@@ -88,7 +89,7 @@ pub fn measure(stage: &mut Stage, visit: Visit) -> Result<Used, Failure> {
     })?;
     stage.wait_until_all_left()?;
     stage.wait_for_ports(visit.count)?;
-    let meter = stage.meter()?;
+    let meter = Meter::start(stage)?;
     stage.connect(visit)?;
     stage.wait_until_all_left()?;
     Ok(meter.stop(stage)?)

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Soak;
+use super::shared::Soak;
 use crate::random::Random;
 use crate::tls::{Identity, SERVER_NAME};
 

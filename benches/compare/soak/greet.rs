@@ -9,8 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_openssl::SslStream;
 
-use super::Soak;
 use super::plan::{Kind, Plan, Side};
+use super::shared::Soak;
 use super::talk::{Fault, Socket, talk};
 use crate::mqtt;
 

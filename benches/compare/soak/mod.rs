@@ -8,26 +8,25 @@
 mod files;
 mod greet;
 mod plan;
+mod shared;
 mod talk;
+mod watch;
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use openssl::error::ErrorStack;
-use openssl::ssl::{Ssl, SslSession};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::contender::{self, Contender, Kind as Proxy, Running};
+use crate::Failure;
+use crate::contender::{self, Contender, Kind as Proxy};
 use crate::options::Options;
 use crate::random::Random;
 use crate::tls::{Certificate, Connector};
-use crate::{Failure, usage};
 use files::{Files, Version};
-use plan::{End, Kind, Plan, Side};
-use talk::Fault;
+use plan::{Kind, Plan};
+use shared::{Counts, Soak};
+use watch::{Held, Meter, QUIET, Watched};
 
 /// Worker threads of the proxy.
 const WORKERS: usize = 2;
@@ -38,142 +37,8 @@ const CROWD: u64 = 400;
 /// Connections of a storm, and the time from one to the next.
 const STORM: u64 = 800;
 const STORM_EVERY: Duration = Duration::from_secs(30);
-/// How long a change of the file may take until no new connection follows the old one.
-const SETTLED: Duration = Duration::from_secs(5);
-/// How long the proxy may take to let go of what has ended.
-const QUIET: Duration = Duration::from_secs(60);
-/// Faults that are printed.
-const PRINTED: u64 = 20;
 /// What memory may have grown by.
 const GROWTH: f64 = 1.1;
-
-/// What clients and brokers share.
-struct Soak {
-    plain: SocketAddr,
-    tls: SocketAddr,
-    full: Mutex<Connector>,
-    resuming: Mutex<Connector>,
-    stop: watch::Sender<bool>,
-    /// The brokers that are in use, and since when.
-    brokers: Mutex<(Instant, u8)>,
-    counts: Counts,
-    /// How long whoever has ended a connection waits before the next one: keeps the load low.
-    delay: AtomicU64,
-    at_brokers: AtomicU64,
-    faults: AtomicU64,
-    over: AtomicBool,
-}
-
-/// What has happened.
-#[derive(Debug, Default)]
-struct Counts {
-    connections: AtomicU64,
-    resets: AtomicU64,
-    halves: AtomicU64,
-    tls: AtomicU64,
-    resumed: AtomicU64,
-    reloads: AtomicU64,
-    bytes: AtomicU64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Soak {
-    fn target(&self, tls: bool) -> SocketAddr {
-        if tls { self.tls } else { self.plain }
-    }
-
-    fn stopped(&self) -> watch::Receiver<bool> {
-        self.stop.subscribe()
-    }
-
-    fn ssl(&self, resume: bool) -> Result<Ssl, Fault> {
-        let connector = if resume { &self.resuming } else { &self.full };
-        let ssl: Result<Ssl, ErrorStack> = lock(connector).ssl();
-        ssl.map_err(|error| Fault::Other(error.to_string()))
-    }
-
-    fn shaken(&self, resumed: bool) {
-        self.counts.tls.fetch_add(1, Ordering::Relaxed);
-        let resumed = u64::from(resumed);
-        self.counts.resumed.fetch_add(resumed, Ordering::Relaxed);
-    }
-
-    fn keep_session(&self, session: SslSession, most: usize) {
-        let mut connector = lock(&self.resuming);
-        // A connection that is cut spoils the session that it had resumed, so new ones take the
-        // place of old ones.
-        match connector.sessions.len() {
-            count if count < most => connector.sessions.push(session),
-            _ => {
-                let turn = self.counts.tls.load(Ordering::Relaxed) as usize % most;
-                connector.sessions[turn] = session;
-            }
-        }
-    }
-
-    fn opened(&self) {
-        self.at_brokers.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn closed(&self) {
-        self.at_brokers.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    fn reloaded(&self, brokers: u8) {
-        self.counts.reloads.fetch_add(1, Ordering::Relaxed);
-        let mut known = lock(&self.brokers);
-        if known.1 != brokers {
-            *known = (Instant::now(), brokers);
-        }
-    }
-
-    /// A CONNECT has reached a broker.
-    fn arrived(&self, broker: usize, plan: &Plan) {
-        let (since, brokers) = *lock(&self.brokers);
-        if brokers & (1 << broker) == 0 && since.elapsed() > SETTLED {
-            self.fault(format!(
-                "{}: reached broker {broker}, which is not in the file",
-                plan.id()
-            ));
-        }
-    }
-
-    fn ended(&self, side: Side, plan: &Plan, received: Result<u64, Fault>) {
-        match received {
-            Ok(bytes) => {
-                self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
-            }
-            Err(fault) => self.fault(format!(
-                "{} ({:?}, {}), {side:?}: {fault}",
-                plan.id(),
-                plan.end,
-                if plan.tls { "TLS" } else { "plain" },
-            )),
-        }
-        if side == Side::Client {
-            let counts = &self.counts;
-            counts.connections.fetch_add(1, Ordering::Relaxed);
-            match plan.end {
-                End::Reset(..) => counts.resets.fetch_add(1, Ordering::Relaxed),
-                End::Half(..) => counts.halves.fetch_add(1, Ordering::Relaxed),
-                End::Close(..) | End::Echo => 0,
-            };
-        }
-    }
-
-    fn fault(&self, what: String) {
-        if self.faults.fetch_add(1, Ordering::Relaxed) < PRINTED {
-            println!("soak: FAULT: {what}");
-        }
-    }
-
-    fn faults(&self) -> u64 {
-        self.faults.load(Ordering::Relaxed)
-    }
-}
 
 /// Runs it; false when a byte was wrong, a connection did not end as it should, or the proxy did
 /// not get back to where it began.
@@ -191,48 +56,6 @@ pub fn soak(options: &Options) -> bool {
             println!("soak: {failure}");
             false
         }
-    }
-}
-
-/// A proxy to look at.
-struct Watched {
-    running: Running,
-}
-
-/// What a proxy holds.
-#[derive(Debug, Clone, Copy)]
-struct Held {
-    memory: u64,
-    descriptors: usize,
-}
-
-impl Watched {
-    fn held(&self) -> std::io::Result<Held> {
-        Ok(Held {
-            memory: usage::pss(&self.running.family)?,
-            descriptors: usage::descriptors(&self.running.family)?,
-        })
-    }
-
-    /// Waits until it holds the same for five seconds, or [`QUIET`] has passed.
-    async fn at_rest(&self) -> std::io::Result<Held> {
-        let begun = Instant::now();
-        let mut last = (self.held()?, Instant::now());
-        while last.1.elapsed() < Duration::from_secs(5) && begun.elapsed() < QUIET {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let now = self.held()?;
-            if (now.memory, now.descriptors) != (last.0.memory, last.0.descriptors) {
-                last = (now, Instant::now());
-            }
-        }
-        Ok(last.0)
-    }
-}
-
-impl std::fmt::Display for Held {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mebibytes = self.memory as f64 / f64::from(1 << 20);
-        write!(f, "{mebibytes:.1} MiB, {} descriptors", self.descriptors)
     }
 }
 
@@ -273,7 +96,7 @@ async fn run(options: &Options) -> Result<bool, Failure> {
         tls: files.tls,
         full: Mutex::new(Connector::new()?),
         resuming: Mutex::new(Connector::new()?),
-        stop: watch::Sender::new(false),
+        stop: tokio::sync::watch::Sender::new(false),
         brokers: Mutex::new((Instant::now(), Version::FIRST.brokers)),
         counts: Counts::default(),
         delay: AtomicU64::new(100),
@@ -415,47 +238,6 @@ async fn storms(soak: Arc<Soak>, first: u64) {
         }
         while clients.join_next().await.is_some() {}
         pause = STORM_EVERY;
-    }
-}
-
-/// How busy proxy and load are together, in processors.
-struct Meter {
-    at: Instant,
-    cpu: [Duration; 2],
-    minute: (Instant, [Duration; 2]),
-}
-
-impl Meter {
-    fn new(watched: &Watched) -> std::io::Result<Self> {
-        let (now, cpu) = (Instant::now(), Self::cpu(watched)?);
-        Ok(Meter {
-            at: now,
-            cpu,
-            minute: (now, cpu),
-        })
-    }
-
-    fn cpu(watched: &Watched) -> std::io::Result<[Duration; 2]> {
-        Ok([
-            usage::cpu(&watched.running.family)?.used,
-            usage::cpu(&[std::process::id()])?.used,
-        ])
-    }
-
-    fn turn(&mut self, watched: &Watched) -> std::io::Result<f64> {
-        let (now, cpu) = (Instant::now(), Self::cpu(watched)?);
-        let used = (cpu[0] + cpu[1]).saturating_sub(self.cpu[0] + self.cpu[1]);
-        let busy = used.as_secs_f64() / (now - self.at).as_secs_f64();
-        (self.at, self.cpu) = (now, cpu);
-        Ok(busy)
-    }
-
-    /// Percent since this was asked last: proxy, load.
-    fn percent(&mut self, watched: &Watched) -> std::io::Result<[f64; 2]> {
-        let (now, cpu) = (Instant::now(), Self::cpu(watched)?);
-        let (then, before) = std::mem::replace(&mut self.minute, (now, cpu));
-        let wall = (now - then).as_secs_f64();
-        Ok([0, 1].map(|of| 100.0 * cpu[of].saturating_sub(before[of]).as_secs_f64() / wall))
     }
 }
 
