@@ -14,6 +14,9 @@ use crate::tls::{Identity, SERVER_NAME};
 /// From one change to the next.
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// Seconds that a client may be held up.
+const HELD_UP: u64 = 60;
+
 /// What the files say.
 pub struct Files {
     pub folder: PathBuf,
@@ -44,14 +47,17 @@ impl Version {
 }
 
 impl Files {
-    /// Writes `config.yaml` and says where it is.
+    /// Writes `config.yaml` and says where it is. Clients that other work on the machine holds up
+    /// are not refused for it.
     pub fn config(&self, workers: usize) -> io::Result<PathBuf> {
         let text = format!(
             "apisix:\n  proxy_mode: stream\n  enable_admin: false\n  stream_proxy:\n    tcp:\n      \
                  - \"{}\"\n      - addr: \"{}\"\n        tls: true\n\
              deployment:\n  role: data_plane\n  role_data_plane:\n    config_provider: yaml\n\
              nginx_config:\n  worker_processes: {workers}\n\
-             stream_plugins:\n  - mqtt-proxy\n",
+             stream_plugins:\n  - mqtt-proxy\n\
+             mqtt_proxy:\n  limits:\n    first_byte_timeout: {HELD_UP}\n    connect_timeout: {HELD_UP}\n  \
+                 tls:\n    handshake_timeout: {HELD_UP}\n",
             self.plain, self.tls
         );
         let path = self.folder.join("config.yaml");
