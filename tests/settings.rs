@@ -195,7 +195,7 @@ fn keys_without_effect_here_are_accepted_and_named_once() {
     let broker = Broker::mqtt();
     let port = free_port();
     let text = format!(
-        "apisix:\n  node_listen: 9080\n  enable_control: true\n  control: {{ip: 0.0.0.0, port: 9092}}\n  \
+        "apisix:\n  node_listen: 9080\n  enable_server_tokens: true\n  \
          enable_reuseport: true\n  ssl: {{enable: true, listen: [{{port: 9443}}], ssl_protocols: TLSv1.2 TLSv1.3}}\n  \
          router: {{http: radixtree_uri, ssl: radixtree_sni}}\n  proxy_mode: http&stream\n  \
          stream_proxy:\n    tcp: [\"127.0.0.1:{port}\"]\n    udp: [9200, \"127.0.0.1:9211\"]\n\
@@ -213,7 +213,7 @@ fn keys_without_effect_here_are_accepted_and_named_once() {
     Client::mqtt(port, &Connect::v311("a")).expect_alive();
     for key in [
         "node_listen",
-        "enable_control",
+        "enable_server_tokens",
         "udp",
         "stream_configuration_snippet",
         "etcd",

@@ -142,7 +142,7 @@ fn more_sections() -> Roff {
 }
 
 /// A reader that has seen enough (`| head`) is no failure.
-fn print(text: &[u8]) -> io::Result<()> {
+pub(super) fn print(text: &[u8]) -> io::Result<()> {
     match io::stdout().write_all(text) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written,

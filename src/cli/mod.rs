@@ -10,6 +10,7 @@ mod run;
 mod schema;
 mod signals;
 mod sockets;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -83,6 +84,14 @@ enum Command {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// Show how a running proxy is: listeners, routes, brokers, one connection by client id
+    Status {
+        #[command(flatten)]
+        question: status::Question,
+        /// How the answer is printed
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
     /// Print the JSON Schema of a configuration file, for editors
     Schema {
         /// The file that the schema is for
@@ -117,7 +126,7 @@ struct Files {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// One line for each
+    /// For people
     #[default]
     Text,
     /// JSON
@@ -152,6 +161,7 @@ pub fn main() -> ExitCode {
             connection,
             format,
         } => explain::explain(&files, &connection, format),
+        Command::Status { question, format } => status::status(&question, format),
         Command::Schema { file } => schema::print(file),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { command } => generate::man(command.as_deref()),

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::time::Instant;
 
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
@@ -17,6 +18,9 @@ use super::signals::{Signals, Terminate};
 use super::sockets::{Sockets, activated, max_connections, none_to_spare};
 use super::{Failure, Files, check, pingora_conf};
 use crate::config::settings::{Settings, Workers};
+use crate::control::Control;
+use crate::control::api::{Api, Scope};
+use crate::control::service::ControlService;
 use crate::session::app::{Policy, ProxyApp};
 use crate::session::connections::Connections;
 use crate::session::heartbeat::Heartbeat;
@@ -39,13 +43,17 @@ use crate::upgrade::old_side::OldSide;
 use crate::upgrade::socket_path;
 use crate::upstream;
 
-/// What is logged unless `RUST_LOG` says otherwise. Pingora narrates its start at INFO.
-const LOG_FILTER: &str = "info,pingora_core=warn,pingora_load_balancing=warn,hickory_resolver=error,hickory_net=error,hickory_proto=error";
+/// What is logged unless `RUST_LOG` says otherwise. Pingora narrates its start at INFO, and what is
+/// no HTTP on an HTTP port is an ERROR to it.
+const LOG_FILTER: &str = "info,pingora_core=warn,pingora_load_balancing=warn,hickory_resolver=error,hickory_net=error,hickory_proto=error,pingora_core::apps::http_app=off";
 /// Connections to the metrics endpoint that live at a time.
 const MAX_SCRAPES: usize = 16;
+/// Connections to the control API that live at a time, and as many to the status server.
+const MAX_REQUESTS: usize = 16;
 
 /// The command. Returns when the process is to end.
 pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
+    let began = Instant::now();
     let filter = env_logger::Env::default().default_filter_or(LOG_FILTER);
     env_logger::Builder::from_env(filter).init();
     let running = |error: std::io::Error| Failure::Running(error.to_string());
@@ -63,14 +71,14 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         log::error!("{error}");
         Failure::Configuration
     })?;
-    let source = Source::new(
+    let source = Arc::new(Source::new(
         StandaloneFile::of(&settings, &files.config, files.routes.clone()),
         table.clone(),
         upstreams.clone(),
         metrics.clone(),
         signals.reload.clone(),
         Arc::new(tls),
-    );
+    ));
     first_load(&source, files.strict, upgrade)?;
     let access_log = access_log(&settings, files, &metrics)?;
     let meeting = socket_path::of(&files.config);
@@ -115,10 +123,11 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         access_log: access_log.clone(),
     };
     signals.set_leaving(leaving.clone());
+    let mut old_side = None;
     match meeting {
         Ok(socket) => {
             let listeners = sockets.clones().map_err(running)?;
-            signals.set_upgrade(Arc::new(OldSide {
+            let upgrade = Arc::new(OldSide {
                 relays: relays.clone(),
                 connections: connections.clone(),
                 accepting,
@@ -130,7 +139,9 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
                 listeners: Mutex::new(listeners),
                 busy: AtomicBool::new(false),
                 leaving: AtomicBool::new(false),
-            }));
+            });
+            signals.set_upgrade(upgrade.clone());
+            old_side = Some(upgrade);
         }
         Err(error) => log::warn!("this process cannot be upgraded: {error}"),
     }
@@ -153,6 +164,19 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
             std::thread::spawn(move || has_started.recv().map(|()| systemd::ready()));
         }
     }
+    let control = Arc::new(Control {
+        table: table.clone(),
+        source: source.clone(),
+        relays: relays.clone(),
+        connections: connections.clone(),
+        limit,
+        listeners: sockets.in_order(),
+        accepting: accepts.clone(),
+        accepts: runtime.clone(),
+        config: std::fs::canonicalize(&files.config).unwrap_or_else(|_| files.config.clone()),
+        started: began,
+        leaving: OnceLock::new(),
+    });
     let notifier = Notifier {
         heartbeat: Heartbeat {
             relays: relays.clone(),
@@ -200,18 +224,34 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     server.add_service(GenBackgroundService::new("services".to_owned(), services));
     let prober = source.prober.clone();
     server.add_service(GenBackgroundService::new("prober".to_owned(), prober));
-    let source = server.add_service(background_service("source", source));
+    let source = server.add_service(GenBackgroundService::new("source".to_owned(), source));
+    let doors = [
+        (Scope::Whole, sockets.control),
+        (Scope::Status, sockets.status),
+    ];
+    for (scope, door) in doors {
+        let Some(door) = door else { continue };
+        let (control, old_side) = (control.clone(), old_side.clone());
+        let announce = move |address, socket| {
+            if let Some(upgrade) = &old_side {
+                upgrade.add_listener(address, socket);
+            }
+        };
+        server.add_service(ControlService::new(
+            Api { control, scope },
+            door,
+            apart(&admission, MAX_REQUESTS),
+            Box::new(announce),
+        ));
+    }
     if let (Some(configured), Some(socket)) = (&settings.metrics, sockets.metrics) {
         let endpoint = Arc::new(MetricsEndpoint {
             metrics: metrics.clone(),
             path: configured.path.clone(),
         });
         let admission = Admission {
-            places: Arc::new(Semaphore::new(MAX_SCRAPES)),
-            connections: Arc::default(),
-            started: mpsc::channel().0,
-            runtime: Arc::default(),
-            ..admission.clone()
+            loops: admission.loops.clone(),
+            ..apart(&admission, MAX_SCRAPES)
         };
         let sockets = vec![socket];
         server.add_service(ListenService::new(
@@ -241,6 +281,19 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         log::warn!("mqtt_proxy.shutdown.timeout passed: {cut} connections are cut");
     }
     Ok(())
+}
+
+/// The admission of connections that are not those of clients: counted and limited apart, and
+/// nothing waits for them.
+fn apart(clients: &Admission, places: usize) -> Admission {
+    Admission {
+        places: Arc::new(Semaphore::new(places)),
+        connections: Arc::default(),
+        accepting: clients.accepting.clone(),
+        loops: Arc::default(),
+        started: mpsc::channel().0,
+        runtime: Arc::default(),
+    }
 }
 
 /// Opens the access log, if there is to be one.

@@ -12,11 +12,12 @@ use tokio::sync::Semaphore;
 
 use super::Failure;
 use crate::config::settings::{self, Settings};
+use crate::control::service::Door;
 use crate::session::listener::{Listener, TlsListener, TlsMode, bind, prepare};
 use crate::telemetry::metrics::Metrics;
 
 /// Descriptors that are not connections: files, epoll, resolver sockets, the log.
-const OTHER_DESCRIPTORS: u64 = 64;
+const OTHER_DESCRIPTORS: u64 = 96;
 
 /// A listener and its socket.
 type Bound = (Arc<Listener>, TcpListener);
@@ -51,7 +52,9 @@ pub(super) fn none_to_spare(
 ) -> Result<(), Failure> {
     let listeners = settings.listeners.iter().map(|listener| listener.addr);
     let metrics = settings.metrics.iter().map(|metrics| metrics.addr);
-    let known: HashSet<SocketAddr> = listeners.chain(metrics).collect();
+    let control = settings.control.iter().map(|control| control.addr);
+    let others = metrics.chain(control).chain(settings.status);
+    let known: HashSet<SocketAddr> = listeners.chain(others).collect();
     match activated.keys().find(|address| !known.contains(address)) {
         None => Ok(()),
         Some(address) => {
@@ -69,6 +72,10 @@ pub(super) struct Sockets {
     pub clients: Vec<Bound>,
     /// The one of the metrics endpoint, if there is one.
     pub metrics: Option<Bound>,
+    /// The one of the control API, if there is to be one.
+    pub control: Option<Door>,
+    /// The one of the status server, if there is to be one.
+    pub status: Option<Door>,
 }
 
 impl Sockets {
@@ -79,12 +86,13 @@ impl Sockets {
         metrics: &Metrics,
         mut inherited: HashMap<SocketAddr, TcpListener>,
     ) -> Result<Self, Failure> {
+        let mut take = |address: SocketAddr| match inherited.remove(&address) {
+            Some(socket) => Ok(socket),
+            None => bind(address),
+        };
         let mut open = |address: SocketAddr, written: &str| {
-            let socket = match inherited.remove(&address) {
-                Some(socket) => Ok(socket),
-                None => bind(address),
-            };
-            socket.map_err(|error| Failure::Running(format!("cannot listen on {written}: {error}")))
+            take(address)
+                .map_err(|error| Failure::Running(format!("cannot listen on {written}: {error}")))
         };
         let places = settings.tls.max_handshakes.min(Semaphore::MAX_PERMITS);
         let handshakes = Arc::new(Semaphore::new(places));
@@ -106,13 +114,7 @@ impl Sockets {
             None => None,
             Some(configured) => match open(configured.addr, &configured.addr.to_string()) {
                 Ok(socket) => {
-                    let listener = Listener {
-                        address: configured.addr,
-                        // Scrapes are no client connections: counts that nobody reads.
-                        counts: Metrics::default().listener(configured.addr),
-                        tls: None,
-                    };
-                    Some((Arc::new(listener), socket))
+                    Some((not_for_clients(configured.addr), socket))
                 }
                 Err(failure) if configured.required => return Err(failure),
                 // Nobody asked for it: another proxy on this machine may have it.
@@ -123,7 +125,22 @@ impl Sockets {
                 Err(failure) => return Err(failure),
             },
         };
-        Ok(Sockets { clients, metrics })
+        let control = settings.control.map(|control| Door {
+            listener: not_for_clients(control.addr),
+            socket: take(control.addr),
+            wanted: control.written,
+        });
+        let status = settings.status.map(|address| Door {
+            listener: not_for_clients(address),
+            socket: take(address),
+            wanted: true,
+        });
+        Ok(Sockets {
+            clients,
+            metrics,
+            control,
+            status,
+        })
     }
 
     /// The listeners of clients by address.
@@ -134,15 +151,36 @@ impl Sockets {
             .collect()
     }
 
+    /// The listeners of clients in file order.
+    pub fn in_order(&self) -> Vec<Arc<Listener>> {
+        let listeners = self.clients.iter();
+        listeners.map(|(listener, _)| listener.clone()).collect()
+    }
+
     /// A second descriptor of every socket, to be handed over in an upgrade.
     ///
     /// # Errors
     /// When no descriptor is left.
     pub fn clones(&self) -> io::Result<Vec<(SocketAddr, OwnedFd)>> {
-        let all = self.clients.iter().chain(&self.metrics);
-        all.map(|(listener, socket)| Ok((listener.address, socket.try_clone()?.into())))
+        let bound = self.clients.iter().chain(&self.metrics);
+        let bound = bound.map(|(listener, socket)| (listener.address, socket));
+        let doors = self.control.iter().chain(&self.status);
+        let doors =
+            doors.filter_map(|door| Some((door.listener.address, door.socket.as_ref().ok()?)));
+        bound
+            .chain(doors)
+            .map(|(address, socket)| Ok((address, socket.try_clone()?.into())))
             .collect()
     }
+}
+
+/// Requests and scrapes are no client connections: counts that nobody reads.
+fn not_for_clients(address: SocketAddr) -> Arc<Listener> {
+    Arc::new(Listener {
+        address,
+        counts: Metrics::default().listener(address),
+        tls: None,
+    })
 }
 
 /// What a listener does with TLS, by its two switches.

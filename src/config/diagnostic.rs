@@ -222,6 +222,12 @@ impl Problems {
         self.push(position, at, message.into(), Severity::Warning);
     }
 
+    /// Adds an error whose path is written out already.
+    pub fn error_path(&mut self, position: Position, path: &str, message: impl Into<String>) {
+        self.errors += 1;
+        self.push(position, path, message.into(), Severity::Error);
+    }
+
     /// Adds a warning whose path is written out already.
     pub fn warn_path(&mut self, position: Position, path: &str, message: impl Into<String>) {
         self.push(position, path, message.into(), Severity::Warning);

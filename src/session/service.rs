@@ -203,7 +203,7 @@ async fn follow(relays: Arc<Relays>, admission: Admission, shutdown: ShutdownWat
 }
 
 /// Accepts until the shutdown begins; then the socket closes.
-async fn accept<A: ServerApp + Send + Sync + 'static>(
+pub(crate) async fn accept<A: ServerApp + Send + Sync + 'static>(
     app: Arc<A>,
     listener: Arc<Listener>,
     socket: TcpListener,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, watch as channel};
 use watch::Identity;
 
@@ -239,7 +240,7 @@ pub struct Source {
     pub reload: Arc<Notify>,
     /// What TLS shares over the whole process.
     pub tls: Arc<tls::Shared>,
-    serving: Mutex<Option<Resources>>,
+    serving: ArcSwapOption<Resources>,
     identity: Mutex<Identity>,
     references: Mutex<References>,
     last: channel::Sender<Option<Load>>,
@@ -272,11 +273,21 @@ impl Source {
             prober: Arc::default(),
             reload,
             tls,
-            serving: Mutex::default(),
+            serving: ArcSwapOption::empty(),
             identity: Mutex::default(),
             references: Mutex::default(),
             last: channel::Sender::new(None),
         }
+    }
+
+    /// What is served, as the file says it; `None` until something could be loaded.
+    pub fn resources(&self) -> Option<Arc<Resources>> {
+        self.serving.load_full()
+    }
+
+    /// The last load and what came of it.
+    pub fn last_load(&self) -> Option<Load> {
+        self.last.borrow().clone()
     }
 
     /// Follows the last load.
@@ -309,13 +320,13 @@ impl Source {
     pub fn load(&self) -> Result<Loaded, LoadError> {
         // Taken before the file is read: a change while it is being read is seen afterwards.
         *lock(&self.identity) = Identity::of(&self.file.path);
-        let serving = lock(&self.serving);
+        let serving = self.serving.load_full();
         let started = Instant::now();
-        let (loaded, references) = self.file.load_with_references(serving.as_ref());
+        let (loaded, references) = self.file.load_with_references(serving.as_deref());
         *lock(&self.references) = references;
         let (resources, diagnostics) = loaded?;
         let moved = serving
-            .as_ref()
+            .as_deref()
             .map(|before| gcd_change_warnings(before, &resources))
             .unwrap_or_default();
         drop(serving);
@@ -361,7 +372,7 @@ impl Source {
                 .filter(|ssl| ssl.enabled)
                 .filter_map(|ssl| Some((ssl.id.as_str(), expiry::ends(ssl)?))),
         );
-        *lock(&self.serving) = Some(loaded.resources);
+        self.serving.store(Some(Arc::new(loaded.resources)));
         let errors = loaded.diagnostics.iter().filter(|found| found.is_error());
         self.metrics.serving(errors.count());
         self.loaded(true);
@@ -397,7 +408,7 @@ impl Source {
     /// Says that the file was not taken and that nothing has changed.
     pub fn not_applied(&self, error: &LoadError) {
         self.loaded(false);
-        let serving = match *lock(&self.serving) {
+        let serving = match self.resources() {
             Some(_) => "what was loaded before stays in service",
             None => "nothing is served until it can be",
         };

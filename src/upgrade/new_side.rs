@@ -297,6 +297,7 @@ impl Arrivals {
             Some(InFlight::on(node))
         });
         record.phase = Phase::Relay;
+        record.client_key = arrived.client_key;
         record.access = self.access_log.as_ref().map(|log| match &arrived.access {
             Some(details) => Access::of(log, details.clone()),
             None => Access::new(log),

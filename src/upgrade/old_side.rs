@@ -105,6 +105,15 @@ impl OldSide {
         self.listeners().clear();
     }
 
+    /// Hands this listening socket over as well from now on.
+    pub fn add_listener(&self, address: SocketAddr, socket: OwnedFd) {
+        let mut listeners = self.listeners();
+        // Looked at under the lock: `close_listeners` must not miss it.
+        if !self.leaving.load(Ordering::SeqCst) {
+            listeners.push((address, socket));
+        }
+    }
+
     fn listeners(&self) -> MutexGuard<'_, Vec<(SocketAddr, OwnedFd)>> {
         // A poisoned lock only means that an upgrade panicked.
         self.listeners

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::channel::Frame;
-use crate::session::outcome::{End, Record};
+use crate::session::outcome::{ClientKey, End, Record};
 use crate::session::relay::IdleTimeout;
 use crate::session::relay::engine::Carried;
 use crate::session::relay::pair::{FlowParts, Pair, State};
@@ -32,6 +32,9 @@ pub struct PairRecord {
     /// Label of its node.
     #[serde(default)]
     pub node: Option<String>,
+    /// Its client id, as far as it is kept.
+    #[serde(default)]
+    pub client_key: Option<ClientKey>,
     /// Bytes that reached the broker.
     #[serde(default)]
     pub to_broker: u64,
@@ -111,6 +114,7 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
                 .broker
                 .as_ref()
                 .map(|broker| broker.node().label().to_owned()),
+            client_key: parts.record.client_key,
             to_broker: parts.record.to_broker,
             to_client: parts.record.to_client,
             age_ms: milliseconds(parts.record.age()),

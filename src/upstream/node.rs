@@ -136,6 +136,14 @@ impl Node {
         host.trim_start_matches('[').trim_end_matches(']')
     }
 
+    /// The port as configured.
+    pub fn port(&self) -> u16 {
+        match &self.addresses {
+            Addresses::Fixed(address) => address.port(),
+            Addresses::Resolved(_, port) => *port,
+        }
+    }
+
     /// `host:port` as configured (`[v6]:port`): what logs, metrics and `explain` print.
     pub fn label(&self) -> &str {
         &self.label

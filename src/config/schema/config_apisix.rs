@@ -65,6 +65,18 @@ pub static APISIX: Object = Object::strict(
         )
         .default(Literal::Bool(false)),
         Field::new("ssl", Kind::Object(&SSL), "TLS defaults."),
+        Field::new("enable_control", Kind::Bool, "Serve the control API.")
+            .default(Literal::Bool(true)),
+        Field::new(
+            "control",
+            Kind::Object(&CONTROL),
+            "Where the control API is served.",
+        ),
+        Field::new(
+            "status",
+            Kind::Object(&STATUS),
+            "Where /status and /status/ready are served for everybody; nowhere unless here.",
+        ),
         Field::new("enable_dev_mode", Kind::Bool, "One worker.").default(Literal::Bool(false)),
         Field::new("node_listen", Kind::Any, "Ports of HTTP.").no_effect(),
         Field::new(
@@ -86,9 +98,6 @@ pub static APISIX: Object = Object::strict(
         Field::new("match_uri_encoded_slash", Kind::Any, "").no_effect(),
         Field::new("max_post_args_readable_size", Kind::Any, "").no_effect(),
         Field::new("router", Kind::Any, "").no_effect(),
-        Field::new("enable_control", Kind::Any, "").no_effect(),
-        Field::new("control", Kind::Any, "").no_effect(),
-        Field::new("status", Kind::Any, "").no_effect(),
         Field::new("disable_sync_configuration_during_start", Kind::Any, "").no_effect(),
         Field::new("worker_startup_time_threshold", Kind::Any, "").no_effect(),
         Field::new("data_encryption", Kind::Any, "")
@@ -109,6 +118,26 @@ pub static APISIX: Object = Object::strict(
         Field::new("enable_admin_cors", Kind::Any, "").no_effect(),
         Field::new("enable_debug", Kind::Any, "").no_effect(),
         Field::new("real_ip_header", Kind::Any, "").no_effect(),
+    ],
+)
+.rest(Rest::Warn);
+
+static CONTROL: Object = Object::strict(
+    "",
+    "Where the control API is served.",
+    &[
+        Field::new("ip", Kind::TEXT, "Address.").default(Literal::Text("127.0.0.1")),
+        Field::new("port", Kind::PORT, "Port.").default(Literal::Int(9090)),
+    ],
+)
+.rest(Rest::Warn);
+
+static STATUS: Object = Object::strict(
+    "",
+    "Where /status and /status/ready are served.",
+    &[
+        Field::new("ip", Kind::TEXT, "Address.").default(Literal::Text("127.0.0.1")),
+        Field::new("port", Kind::PORT, "Port.").default(Literal::Int(7085)),
     ],
 )
 .rest(Rest::Warn);

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::listen::{ProxyProtocolDefaults, listeners};
 use super::{
     ConnectMode, DEFAULT_STREAM_PLUGINS, Idle, Limits, MetricsSettings, PingoraSettings, Provider,
-    RefusalMode, RingIdentity, Settings, TlsSettings, Workers, access_log, dns, upstream_bind,
+    RefusalMode, RingIdentity, Settings, TlsSettings, Workers, access_log, control, dns,
+    upstream_bind,
 };
 use crate::config::Loaded;
 use crate::config::diagnostic::{At, Position, Problems, quote};
@@ -128,6 +129,13 @@ fn settings(
     let enable_ipv6 = flag(root, &["apisix", "enable_ipv6"], true);
     let node_names = dns::dns(root, problems);
     let discovery = dns::discovery(root, &node_names, enable_ipv6, problems);
+    let control = (
+        control::control(root, problems),
+        control::status(root, problems),
+    );
+    let metrics_too = metrics.as_ref();
+    let (control, status) =
+        control::without_conflicts(root, control, &listeners, metrics_too, problems);
     Settings {
         listeners,
         udp_listeners,
@@ -145,6 +153,8 @@ fn settings(
             .filter(|file| file != "system")
             .map(PathBuf::from),
         metrics,
+        control,
+        status,
         access_log: access_log::read(root, problems),
         connect: match choice("connect").as_deref() {
             Some("tolerant") => ConnectMode::Tolerant,
@@ -405,7 +415,6 @@ fn metrics(
     let required = stream_plugins.iter().any(|name| name == "prometheus");
     let plugin_attr = At::Root.key("plugin_attr");
     let prometheus = plugin_attr.key("prometheus");
-    let attr = |names: [&'static str; 2]| find(root, &[ATTR[0], ATTR[1], names[0], names[1]]);
     if !flag(root, &[ATTR[0], ATTR[1], "enable_export_server"], true) {
         if required {
             problems.error(
@@ -416,32 +425,46 @@ fn metrics(
         }
         return None;
     }
-    let ip = match attr(["export_addr", "ip"]) {
-        None => default_addr.ip(),
-        Some(node) => match node.as_str().map(str::parse::<IpAddr>) {
-            Some(Ok(address)) => address,
-            Some(Err(_)) => {
-                let export_addr = prometheus.key("export_addr");
-                problems.error(
-                    node.position,
-                    &export_addr.key("ip"),
-                    format!("expected an address, found {}", node.describe()),
-                );
-                default_addr.ip()
-            }
-            None => default_addr.ip(),
-        },
-    };
-    let port = attr(["export_addr", "port"])
-        .and_then(Node::as_i64)
-        .and_then(|port| u16::try_from(port).ok())
-        .unwrap_or(default_addr.port());
     Some(MetricsSettings {
-        addr: SocketAddr::new(ip, port),
+        addr: address(
+            root,
+            &[ATTR[0], ATTR[1], "export_addr"],
+            default_addr,
+            problems,
+        ),
         path: text(root, &[ATTR[0], ATTR[1], "export_uri"])
             .unwrap_or_else(|| DEFAULT_PATH.to_string()),
         required,
     })
+}
+
+/// The `ip` and `port` of the mapping at the end of `path`.
+pub(super) fn address(
+    root: &Node,
+    path: &[&str],
+    default: SocketAddr,
+    problems: &mut Problems,
+) -> SocketAddr {
+    let Some(block) = find(root, path) else {
+        return default;
+    };
+    let mut ip = default.ip();
+    if let Some(node) = block.get("ip")
+        // A value of another type has been told.
+        && let Some(text) = node.as_str()
+    {
+        match text.trim_matches(['[', ']']).parse::<IpAddr>() {
+            Ok(address) => ip = address,
+            Err(_) => {
+                let named = format!("{}.ip", path.join("."));
+                let message = format!("expected an address, found {}", node.describe());
+                problems.error_path(node.position, &named, message);
+            }
+        }
+    }
+    let port = block.get("port").and_then(Node::as_i64);
+    let port = port.and_then(|port| u16::try_from(port).ok());
+    SocketAddr::new(ip, port.unwrap_or(default.port()))
 }
 
 #[cfg(test)]

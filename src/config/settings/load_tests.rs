@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::settings::{DiscoverySettings, DnsSettings, Listener};
+use crate::config::settings::{ControlSettings, DiscoverySettings, DnsSettings, Listener};
 
 fn env(name: &str) -> Option<String> {
     (name == "PORT").then(|| "9100".to_string())
@@ -65,6 +65,11 @@ fn defaults() {
                 path: "/apisix/prometheus/metrics".to_string(),
                 required: false,
             }),
+            control: Some(ControlSettings {
+                addr: "127.0.0.1:9090".parse().unwrap(),
+                written: false,
+            }),
+            status: None,
             access_log: None,
             connect: ConnectMode::Strict,
             refusal: RefusalMode::Connack,

@@ -4,6 +4,7 @@
 //! listed in [`Settings::without_effect`]; a key that APISIX does not have is a warning.
 
 mod access_log;
+mod control;
 mod dns;
 mod listen;
 mod load;
@@ -55,6 +56,10 @@ pub struct Settings {
     pub trusted_certificate: Option<PathBuf>,
     /// The metrics endpoint, unless it is turned off.
     pub metrics: Option<MetricsSettings>,
+    /// The control API, unless it is switched off.
+    pub control: Option<ControlSettings>,
+    /// `apisix.status`: where `/status` and `/status/ready` are served besides.
+    pub status: Option<SocketAddr>,
     /// The access log, when it is asked for.
     pub access_log: Option<AccessLogSettings>,
     /// How strictly CONNECT is judged.
@@ -126,6 +131,15 @@ pub struct MetricsSettings {
     /// Whether it was asked for: the process does not start then without it. Otherwise another
     /// program may have the default port.
     pub required: bool,
+}
+
+/// Where the control API is served (`apisix.enable_control` and `apisix.control`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ControlSettings {
+    /// Address and port. Default 127.0.0.1:9090.
+    pub addr: SocketAddr,
+    /// Whether somebody asked for it; by default it is served where nobody else has the port.
+    pub written: bool,
 }
 
 /// `mqtt_proxy.connect`.

@@ -23,6 +23,7 @@ use super::pair::Pair;
 use super::parked::Parked;
 pub use super::socket::Lacks;
 use super::thread::State;
+use super::visit::Visit;
 
 thread_local! {
     /// The relay thread that this thread is, by its number.
@@ -72,6 +73,8 @@ pub(super) enum Order {
     StopListening,
     /// This door can be accepted at again.
     OpenDoor(usize),
+    /// Show every pair to a visitor.
+    Visit(Visit),
 }
 
 /// Held by those who have not answered yet.
@@ -195,6 +198,11 @@ impl Engine {
     /// How many connections it holds, as of its last turn.
     pub fn held(&self) -> usize {
         self.shared.held.load(Ordering::Relaxed)
+    }
+
+    /// Has every pair of the thread looked at, between its other work.
+    pub(super) fn visit(&self, visit: Visit) {
+        self.order(Order::Visit(visit));
     }
 
     fn order(&self, order: Order) {

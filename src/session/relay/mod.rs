@@ -16,6 +16,7 @@ pub mod task;
 #[cfg(test)]
 mod testing;
 mod thread;
+mod visit;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SendError, Sender, channel};
@@ -28,6 +29,8 @@ use engine::{Carried, Engine, Question, here};
 use listening::Door;
 use pair::Pair;
 use parked::Parked;
+pub use visit::Sight;
+use visit::{Fold, Visit};
 
 /// How many connections more than another a relay thread may hold before new ones go there.
 const UNEVEN: usize = 16;
@@ -211,6 +214,30 @@ impl Relays {
         for engine in self.engines.get().into_iter().flatten() {
             engine.ask(question.clone());
         }
+    }
+
+    /// Looks at every pair that a relay thread has: each thread folds its own into a copy of
+    /// `start` and goes on relaying meanwhile. Nothing comes of a thread that is stuck, so the
+    /// caller sets a deadline.
+    pub async fn fold<T, F>(&self, start: T, see: F) -> Vec<T>
+    where
+        T: Clone + Send + 'static,
+        F: Fn(&mut T, &Sight<'_>) + Clone + Send + 'static,
+    {
+        let (to, mut folded) = tokio::sync::mpsc::unbounded_channel();
+        for engine in self.engines.get().into_iter().flatten() {
+            engine.visit(Visit::new(Fold {
+                value: start.clone(),
+                see: see.clone(),
+                to: to.clone(),
+            }));
+        }
+        drop(to);
+        let mut values = Vec::new();
+        while let Some(value) = folded.recv().await {
+            values.push(value);
+        }
+        values
     }
 
     fn engines(&self) -> &[Engine] {

@@ -17,6 +17,7 @@ use super::listening::{LISTENERS, Listening};
 use super::pair::{Pair, Progress};
 use super::parked::Watched;
 use super::socket::{BROKER, Lacks, PARKED, Registered, Socket, token};
+use super::visit::{Sight, Visit};
 
 /// The buffer that all pairs of a thread read into. Large reads make large writes, and those let
 /// a receiver sleep longer: with 64 KiB a gigabyte costs more than twice the CPU.
@@ -62,6 +63,8 @@ pub(super) struct State {
     generation: u32,
     /// Pairs with more to do at once.
     queue: Vec<usize>,
+    /// Looks at all pairs that are under way.
+    visits: Vec<Visit>,
     /// The pair that is being advanced.
     current: Option<usize>,
     scratch: Box<[u8]>,
@@ -91,6 +94,7 @@ impl State {
             paused: false,
             generation: 0,
             queue: Vec::new(),
+            visits: Vec::new(),
             current: None,
             scratch: vec![0; SCRATCH].into(),
             tick: None,
@@ -104,6 +108,7 @@ impl State {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             self.take_orders();
+            self.show_some_pairs();
             for index in std::mem::take(&mut self.queue) {
                 if let Some(relayed) = self.pairs.get_mut(index) {
                     relayed.queued = false;
@@ -139,7 +144,8 @@ impl State {
 
     fn wait(&mut self, events: &mut Vec<Event>) {
         self.engine.shared.awake.store(false, Ordering::SeqCst);
-        let busy = !self.queue.is_empty() || !lock(&self.engine.shared.orders).is_empty();
+        let more = !self.queue.is_empty() || !self.visits.is_empty();
+        let busy = more || !lock(&self.engine.shared.orders).is_empty();
         let timeout = match (busy, self.tick) {
             (true, _) => Some(Duration::ZERO),
             (false, Some(_)) => Some(self.next_tick.saturating_duration_since(Instant::now())),
@@ -167,6 +173,7 @@ impl State {
                 Order::ResumeListening => self.resume_listening(),
                 Order::StopListening => self.stop_listening(),
                 Order::OpenDoor(door) => self.open_door(door),
+                Order::Visit(visit) => self.visits.push(visit),
                 Order::Release(to) => {
                     // Nobody to take them: they stay here.
                     if let Err(SendError(pairs)) = to.send(self.release_all()) {
@@ -175,6 +182,27 @@ impl State {
                 }
             }
         }
+    }
+
+    /// One turn of each look at the pairs that is under way.
+    fn show_some_pairs(&mut self) {
+        if self.visits.is_empty() {
+            return;
+        }
+        // No pair is to blame for what a visitor does.
+        self.current = None;
+        let pairs = &self.pairs;
+        let pair = |index| {
+            let relayed: &Relayed = pairs.get(index)?;
+            relayed.dial.is_none().then(|| Sight {
+                record: relayed.pair.parts().record,
+                last_activity: relayed.last_activity,
+            })
+        };
+        // Taken out first: a visitor that panics must not come again.
+        let visits = std::mem::take(&mut self.visits).into_iter();
+        let visits = visits.filter_map(|visit| visit.advance(pairs.capacity(), pair));
+        self.visits = visits.collect();
     }
 
     /// A number that tells what stands in a place of a slab from what stood there before.

@@ -78,6 +78,11 @@ impl ListenerCounts {
         self.active.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Connections that this process serves now.
+    pub fn active(&self) -> i64 {
+        self.active.load(Ordering::Relaxed)
+    }
+
     /// Bytes were relayed.
     pub fn relayed(&self, traffic: Traffic) {
         let Bytes(counts) = &self.bytes[own_shard(SHARDS)];

@@ -83,6 +83,35 @@ impl Counts {
     }
 }
 
+/// What is known about the health of a node at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Whether new connections may go to the node.
+    pub healthy: bool,
+    /// Probes in a row that succeeded, since the last that did not or the last change of state.
+    pub successes: u8,
+    /// Failures in a row by [`Failure`]: of probes, or of connects where those are more.
+    failures: [u8; 4],
+}
+
+impl Snapshot {
+    /// Failures of a kind in a row.
+    pub fn failures(&self, kind: Failure) -> u8 {
+        self.failures[kind as usize]
+    }
+
+    /// The state in the words of APISIX's checker, which has two more: on the way from one to the
+    /// other.
+    pub fn status(&self) -> &'static str {
+        match (self.healthy, self.failures != [0; 4], self.successes > 0) {
+            (true, false, _) => "healthy",
+            (true, true, _) => "mostly_healthy",
+            (false, _, false) => "unhealthy",
+            (false, _, true) => "mostly_unhealthy",
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     probes: Counts,
@@ -137,6 +166,17 @@ impl Health {
     pub fn add_transitions(&self, to_healthy: u64, to_unhealthy: u64) {
         self.to_healthy.fetch_add(to_healthy, Ordering::Relaxed);
         self.to_unhealthy.fetch_add(to_unhealthy, Ordering::Relaxed);
+    }
+
+    /// What is known now.
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        let (probes, connects) = (&state.probes.failures, &state.connects.failures);
+        Snapshot {
+            healthy: self.is_healthy(),
+            successes: state.probes.successes,
+            failures: std::array::from_fn(|kind| probes[kind].max(connects[kind])),
+        }
     }
 
     /// A probe succeeded; `needed` in a row make an unhealthy node healthy.
@@ -267,6 +307,28 @@ mod tests {
             None,
             "it is unhealthy already"
         );
+    }
+
+    #[test]
+    fn a_snapshot_tells_how_far_it_is_to_the_other_state() {
+        let health = Health::default();
+        let fail = || health.failed(Seen::Probe, Failure::Tcp, &LIMITS);
+        assert_eq!(health.snapshot().status(), "healthy");
+        fail();
+        health.failed(Seen::Connect, Failure::Tcp, &LIMITS);
+        let snapshot = health.snapshot();
+        assert_eq!(snapshot.status(), "mostly_healthy");
+        assert_eq!(
+            snapshot.failures(Failure::Tcp),
+            1,
+            "each row counts for itself"
+        );
+        fail();
+        assert_eq!(health.snapshot().status(), "unhealthy");
+        health.probe_succeeded(2);
+        assert_eq!(health.snapshot().status(), "mostly_unhealthy");
+        health.probe_succeeded(2);
+        assert_eq!(health.snapshot().status(), "healthy");
     }
 
     #[test]
