@@ -105,12 +105,10 @@ pub(super) fn target(route: &Route) -> Value {
 fn item(upstream: &Upstream) -> Value {
     let config = upstream.config();
     let named = |node: &resource::UpstreamNode| matches!(node.host, resource::Host::Name(_));
-    let mut value = upstream_value(config);
-    value.insert("id".to_owned(), upstream.label().into());
     json!({
         "key": format!("/upstreams/{}", upstream.label()),
         "has_domain": config.nodes.iter().any(named),
-        "value": value,
+        "value": upstream_value(Some(upstream.label()), config),
         "runtime": {"nodes": nodes(upstream)},
     })
 }
@@ -151,7 +149,7 @@ fn seconds(duration: Duration) -> Value {
 }
 
 /// The object in the words of the file. Private keys and certificates are left out.
-fn upstream_value(config: &resource::Upstream) -> Map<String, Value> {
+fn upstream_value(id: Option<&str>, config: &resource::Upstream) -> Value {
     let nodes = config.nodes.iter().map(|node| {
         json!({
             "host": node.host.to_string(),
@@ -166,6 +164,7 @@ fn upstream_value(config: &resource::Upstream) -> Map<String, Value> {
             value.insert(key.to_owned(), written);
         }
     };
+    put("id", json!(id));
     put("name", json!(config.name));
     put("type", config.balancer.name().into());
     if config.balancer == Balancer::Chash {
@@ -190,10 +189,8 @@ fn upstream_value(config: &resource::Upstream) -> Map<String, Value> {
     if config.scheme == Scheme::Tls {
         let tls = &config.upstream_tls;
         put("scheme", "tls".into());
-        put(
-            "tls",
-            json!({"verify": tls.verify, "client_cert_id": tls.client_cert_id}),
-        );
+        let written = json!({"verify": tls.verify, "client_cert_id": tls.client_cert_id});
+        put("tls", without_nulls(written));
         match &tls.name {
             ServerName::Client => put("pass_host", "pass".into()),
             ServerName::Node => put("pass_host", "node".into()),
@@ -210,7 +207,7 @@ fn upstream_value(config: &resource::Upstream) -> Map<String, Value> {
         put("discovery_type", discovery.kind.as_str().into());
         put("service_name", discovery.service_name.as_str().into());
     }
-    value
+    Value::Object(value)
 }
 
 fn limits_value(limits: &Limits) -> Value {
@@ -260,39 +257,33 @@ fn active_value(active: &Active) -> Value {
     }
     value["healthy"] = healthy;
     value["unhealthy"] = unhealthy;
+    without_nulls(value)
+}
+
+/// The object without what is not written.
+fn without_nulls(mut value: Value) -> Value {
+    if let Value::Object(entries) = &mut value {
+        entries.retain(|_, value| !value.is_null());
+    }
     value
 }
 
 fn route_value(route: &StreamRoute) -> Value {
-    let mut value = Map::new();
-    let mut put = |key: &str, written: Value| {
-        if !written.is_null() {
-            value.insert(key.to_owned(), written);
-        }
-    };
-    put("id", route.id.as_str().into());
-    put("name", json!(route.name));
-    put(
-        "remote_addr",
-        json!(route.remote_addr.map(|net| net.to_string())),
-    );
-    put(
-        "server_addr",
-        json!(route.server_addr.map(|net| net.to_string())),
-    );
-    put("server_port", json!(route.server_port));
-    if !route.snis.is_empty() {
-        put("snis", json!(route.snis));
-    }
-    put("tls_passthrough", json!(route.tls_passthrough));
-    put(
-        "upstream",
-        json!(route.upstream.as_ref().map(upstream_value)),
-    );
-    put("upstream_id", json!(route.upstream_id));
-    put("service_id", json!(route.service_id));
-    put("plugins", plugins_value(&route.plugins));
-    Value::Object(value)
+    let upstream = route.upstream.as_ref();
+    let snis = Some(&route.snis).filter(|snis| !snis.is_empty());
+    without_nulls(json!({
+        "id": route.id,
+        "name": route.name,
+        "remote_addr": route.remote_addr.map(|net| net.to_string()),
+        "server_addr": route.server_addr.map(|net| net.to_string()),
+        "server_port": route.server_port,
+        "snis": snis,
+        "tls_passthrough": route.tls_passthrough,
+        "upstream": upstream.map(|upstream| upstream_value(None, upstream)),
+        "upstream_id": route.upstream_id,
+        "service_id": route.service_id,
+        "plugins": plugins_value(&route.plugins),
+    }))
 }
 
 fn plugins_value(plugins: &Plugins) -> Value {

@@ -90,6 +90,10 @@ impl ControlService {
                 () = tokio::time::sleep(RETRY) => {}
                 _ = shutdown.changed() => return None,
             }
+            // Bound while another process serves, it would be a socket that nobody accepts from.
+            if !*self.admission.accepting.borrow() {
+                continue;
+            }
             if let Ok(socket) = bind(address) {
                 match socket.try_clone() {
                     Ok(copy) => (self.announce)(address, copy.into()),

@@ -64,7 +64,7 @@ impl Control {
             "ready": not_ready.is_none(),
             "not_ready_because": not_ready,
             "config": self.config,
-            "standalone_file": self.source.file.path,
+            "standalone_file": std::path::absolute(&self.source.file.path).ok(),
             "last_load": load.map(|load| json!({
                 "at": load.at.to_string(),
                 "applied": load.applied,

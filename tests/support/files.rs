@@ -96,9 +96,23 @@ pub fn config_with(ports: &[u16], more: &str) -> String {
     config_listening(&listens, more)
 }
 
-/// The same with listen addresses written out.
+/// The same with listen addresses written out. There is no control API: its default address is one
+/// for the whole machine, on which tests run beside each other.
 pub fn config_listening(listens: &[String], more: &str) -> String {
-    let mut text = String::from("apisix:\n  proxy_mode: stream\n  stream_proxy:\n    tcp:\n");
+    let apisix = "  enable_control: false\n";
+    config_of(apisix, listens, more)
+}
+
+/// A `config.yaml` that listens on these ports of 127.0.0.1 and has its control API on another one.
+pub fn config_controlled(ports: &[u16], control: u16, more: &str) -> String {
+    let listens: Vec<String> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
+    let apisix = format!("  control: {{port: {control}}}\n");
+    config_of(&apisix, &listens, more)
+}
+
+/// The same with other lines of `apisix`.
+pub fn config_of(apisix: &str, listens: &[String], more: &str) -> String {
+    let mut text = format!("apisix:\n  proxy_mode: stream\n{apisix}  stream_proxy:\n    tcp:\n");
     for listen in listens {
         text.push_str(&format!("      - \"{listen}\"\n"));
     }

@@ -7,6 +7,7 @@
 
 pub mod broker;
 pub mod client;
+pub mod control;
 pub mod dns;
 pub mod door;
 pub mod explain;
