@@ -110,15 +110,14 @@ pub fn config_controlled(ports: &[u16], control: u16, more: &str) -> String {
     config_of(&apisix, &listens, more)
 }
 
-/// The same with other lines of `apisix`.
+/// The same with these lines of `apisix` behind the listeners.
 pub fn config_of(apisix: &str, listens: &[String], more: &str) -> String {
-    let mut text = format!("apisix:\n  proxy_mode: stream\n{apisix}  stream_proxy:\n    tcp:\n");
+    let mut text = String::from("apisix:\n  proxy_mode: stream\n  stream_proxy:\n    tcp:\n");
     for listen in listens {
         text.push_str(&format!("      - \"{listen}\"\n"));
     }
-    text.push_str(
-        "deployment:\n  role: data_plane\n  role_data_plane:\n    config_provider: yaml\n",
-    );
+    text.push_str(apisix);
+    text.push_str("deployment:\n  role: data_plane\n  role_data_plane: {config_provider: yaml}\n");
     text.push_str(more);
     text
 }
