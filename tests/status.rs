@@ -22,6 +22,36 @@ fn routes(broker: &Broker, dead: &DeadPort) -> String {
     )
 }
 
+/// A broker, a port that refuses, and a proxy before them.
+struct Setup {
+    broker: Broker,
+    dead: DeadPort,
+    files: Files,
+    port: u16,
+    control: u16,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let (broker, dead) = (Broker::mqtt(), DeadPort::new());
+        let [port, control] = free_ports();
+        let config = config_controlled(&[port], control, "");
+        Setup {
+            files: Files::new(&config, &routes(&broker, &dead)),
+            broker,
+            dead,
+            port,
+            control,
+        }
+    }
+
+    fn start(&self) -> Proxy {
+        let mut proxy = Proxy::start(&self.files, &[self.port]);
+        proxy.wait_for_log("control API at");
+        proxy
+    }
+}
+
 /// `status -c FILE` with more arguments.
 fn status(config: &Path, more: &[&str]) -> Ran {
     let mut args = vec!["status", "-c", config.to_str().expect("text")];
@@ -31,17 +61,18 @@ fn status(config: &Path, more: &[&str]) -> Ran {
 
 #[test]
 fn a_running_proxy_is_shown_in_a_terminal_and_as_json() {
-    let (broker, dead) = (Broker::mqtt(), DeadPort::new());
-    let [port, control] = free_ports();
-    let files = Files::new(
-        &config_controlled(&[port], control, ""),
-        &routes(&broker, &dead),
-    );
-    let mut proxy = Proxy::start(&files, &[port]);
-    proxy.wait_for_log("control API at");
+    let setup = Setup::new();
+    let Setup {
+        broker,
+        dead,
+        files,
+        port,
+        ..
+    } = &setup;
+    let mut proxy = setup.start();
     proxy.wait_for_log("is unhealthy");
     let live: Vec<Client> = (0..3)
-        .map(|n| Client::mqtt(port, &Connect::v311(&format!("dev-{n}"))))
+        .map(|n| Client::mqtt(*port, &Connect::v311(&format!("dev-{n}"))))
         .collect();
 
     let ran = status(&files.config_path(), &[]);
@@ -113,15 +144,16 @@ fn a_running_proxy_is_shown_in_a_terminal_and_as_json() {
 
 #[test]
 fn one_connection_by_its_client_id() {
-    let (broker, dead) = (Broker::mqtt(), DeadPort::new());
-    let [port, control] = free_ports();
-    let files = Files::new(
-        &config_controlled(&[port], control, ""),
-        &routes(&broker, &dead),
-    );
-    let mut proxy = Proxy::start(&files, &[port]);
-    proxy.wait_for_log("control API at");
-    let mut client = Client::mqtt(port, &Connect::v311("büro/7 &x=%41"));
+    let setup = Setup::new();
+    let Setup {
+        broker,
+        files,
+        port,
+        control,
+        ..
+    } = &setup;
+    let _proxy = setup.start();
+    let mut client = Client::mqtt(*port, &Connect::v311("büro/7 &x=%41"));
     client.expect_alive();
     let ran = status(&files.config_path(), &["--client-id", "büro/7 &x=%41"]);
     assert_eq!(ran.code, 0, "{}", ran.all());
@@ -166,12 +198,14 @@ fn one_connection_by_its_client_id() {
 
 #[test]
 fn a_plain_sentence_where_nobody_answers_or_somebody_else() {
-    let (broker, dead) = (Broker::mqtt(), DeadPort::new());
-    let [port, other, control] = free_ports();
-    let files = Files::new(
-        &config_controlled(&[port], control, ""),
-        &routes(&broker, &dead),
-    );
+    let Setup {
+        broker,
+        dead,
+        files,
+        port,
+        control,
+    } = Setup::new();
+    let [other] = free_ports();
     let fails = |files: &Files, expected: &str| {
         let ran = status(&files.config_path(), &[]);
         assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{}", ran.all());
@@ -211,16 +245,11 @@ fn a_plain_sentence_where_nobody_answers_or_somebody_else() {
 
 #[test]
 fn without_a_file_the_one_in_conf_says_where_to_ask() {
-    let (broker, dead) = (Broker::mqtt(), DeadPort::new());
-    let [port, control] = free_ports();
-    let files = Files::new(
-        &config_controlled(&[port], control, ""),
-        &routes(&broker, &dead),
-    );
+    let setup = Setup::new();
+    let files = &setup.files;
     // The folder is its own `conf`.
     std::os::unix::fs::symlink(".", files.path("conf")).expect("a link");
-    let mut proxy = Proxy::start(&files, &[port]);
-    proxy.wait_for_log("control API at");
+    let proxy = setup.start();
     let ran = cli_with(&["status"], |command| {
         command.current_dir(files.dir());
     });

@@ -40,7 +40,10 @@ pub(super) struct Question {
 pub(super) fn status(question: &Question, format: Format) -> Result<(), Failure> {
     let (address, config) = place(question)?;
     let overview = || -> Result<Value, Failure> {
-        let overview = get(address, "/v1/status")?.1;
+        let (code, overview) = get(address, "/v1/status")?;
+        if code != 200 {
+            return Err(refused(&overview));
+        }
         if let Some(config) = &config {
             is_of(&overview, config, address)?;
         }
@@ -75,7 +78,9 @@ fn place(question: &Question) -> Result<(SocketAddr, Option<PathBuf>), Failure> 
     if let Some(address) = question.control {
         return Ok((address, None));
     }
-    let found = || PLACES.iter().map(PathBuf::from).find(|path| path.exists());
+    // Whoever may not read the file of the package may ask all the same.
+    let readable = |path: &PathBuf| std::fs::File::open(path).is_ok();
+    let found = || PLACES.iter().map(PathBuf::from).find(readable);
     let Some(config) = question.config.clone().or_else(found) else {
         return Ok((DEFAULT, None));
     };
@@ -131,8 +136,8 @@ fn get(address: SocketAddr, target: &str) -> Result<(u16, Value), Failure> {
         client::get(address, target).map_err(|error| Failure::Running(error.to_string()))?;
     let document: Value = serde_json::from_slice(&answer.body)
         .map_err(|error| Failure::Running(format!("the answer of {address}: {error}")))?;
-    match (answer.code, target) {
-        (200, _) | (404, _) if !document.is_null() => Ok((answer.code, document)),
+    match answer.code {
+        200 | 404 => Ok((answer.code, document)),
         _ => Err(refused(&document)),
     }
 }

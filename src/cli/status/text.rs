@@ -64,7 +64,7 @@ pub(super) fn overview(status: &Value) -> String {
         ]
     });
     let head = [("LISTENER", Left), ("TLS", Left), ("CONNECTIONS", Right)];
-    table(&mut out, &head, &listeners);
+    table(&mut out, &head, &busiest(listeners));
     let routes = rows(&status["routes"], |route| {
         let target = match route["error"].as_str() {
             Some(error) => error.to_owned(),
@@ -73,7 +73,7 @@ pub(super) fn overview(status: &Value) -> String {
         vec![text(&route["id"]), target, text(&route["connections"])]
     });
     let head = [("ROUTE", Left), ("UPSTREAM", Left), ("RELAYED", Right)];
-    table(&mut out, &head, &routes);
+    table(&mut out, &head, &busiest(routes));
     let mut nodes = Vec::new();
     for upstream in status["upstreams"].as_array().into_iter().flatten() {
         let mut name = (text(&upstream["id"]), text(&upstream["balancer"]));
@@ -164,6 +164,15 @@ fn text(value: &Value) -> String {
 
 fn rows(list: &Value, row: impl FnMut(&Value) -> Vec<String>) -> Vec<Vec<String>> {
     list.as_array().into_iter().flatten().map(row).collect()
+}
+
+/// Rows that end with a count, as they are; the largest counts first where not all can be shown.
+fn busiest(mut rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
+    if rows.len() > MAX_ROWS {
+        let count = |row: &Vec<String>| row.last().and_then(|last| last.parse::<u64>().ok());
+        rows.sort_by_key(|row| std::cmp::Reverse(count(row)));
+    }
+    rows
 }
 
 /// Names and values, one below the other.
@@ -281,8 +290,10 @@ none      ewma        no nodes
     fn a_long_table_is_cut() {
         let row = |index: usize| vec![index.to_string()];
         let rows: Vec<_> = (0..MAX_ROWS + 2).map(row).collect();
+        assert_eq!(busiest(rows[..5].to_vec()), rows[..5]);
         let mut out = String::new();
-        table(&mut out, &[("N", Right)], &rows);
+        table(&mut out, &[("N", Right)], &busiest(rows));
+        assert_eq!(out.lines().nth(2), Some("41"), "{out}");
         assert_eq!(out.lines().count(), MAX_ROWS + 3);
         assert!(out.ends_with("… and 2 more; --format json has them all\n"));
     }
