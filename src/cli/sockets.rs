@@ -113,9 +113,7 @@ impl Sockets {
         let metrics = match &settings.metrics {
             None => None,
             Some(configured) => match open(configured.addr, &configured.addr.to_string()) {
-                Ok(socket) => {
-                    Some((not_for_clients(configured.addr), socket))
-                }
+                Ok(socket) => Some((not_for_clients(configured.addr), socket)),
                 Err(failure) if configured.required => return Err(failure),
                 // Nobody asked for it: another proxy on this machine may have it.
                 Err(Failure::Running(why)) => {

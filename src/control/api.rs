@@ -10,7 +10,7 @@ use pingora_core::protocols::http::ServerSession;
 use serde_json::{Value, json};
 
 use super::{Control, objects};
-use crate::session::outcome::ClientKey;
+use crate::session::outcome::ClientIdHash;
 
 /// Bytes that path, query and headers of a request may have in all. The longest client id, with
 /// every byte escaped, has nearly 200,000; those in use have some dozens.
@@ -171,18 +171,18 @@ impl Api {
 }
 
 /// The client that a query asks for.
-fn wanted(query: &str) -> Result<Option<ClientKey>, &'static str> {
+fn wanted(query: &str) -> Result<Option<ClientIdHash>, &'static str> {
     if query.is_empty() {
         return Ok(None);
     }
     match query.split_once('=') {
         Some(("client_id", id)) => {
             let id = percent_decoded(id).ok_or("client_id is not percent-encoded")?;
-            let key = ClientKey::of(&id).ok_or("client_id is empty")?;
+            let key = ClientIdHash::of(&id).ok_or("client_id is empty")?;
             Ok(Some(key))
         }
         Some(("client_id_hash", digits)) => {
-            let key = ClientKey::from_digits(digits);
+            let key = ClientIdHash::from_digits(digits);
             key.map(Some)
                 .ok_or("client_id_hash is not 16 hexadecimal digits")
         }
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_client_id_is_percent_decoded() {
-        let key = |id: &[u8]| Ok(ClientKey::of(id));
+        let key = |id: &[u8]| Ok(ClientIdHash::of(id));
         for (query, expected) in [
             ("", Ok(None)),
             ("client_id=dev-42", key(b"dev-42")),

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::Control;
 use super::api::Answer;
 use crate::session::listener::TlsMode;
-use crate::session::outcome::{ClientKey, Record};
+use crate::session::outcome::{ClientIdHash, Record};
 use crate::session::relay::Sight;
 
 /// How long the relay threads may take to look at all their pairs.
@@ -133,9 +133,9 @@ impl Control {
     }
 
     /// The relayed connections of one client id.
-    pub(super) async fn find(&self, key: ClientKey) -> Answer {
+    pub(super) async fn find(&self, key: ClientIdHash) -> Answer {
         let see = move |found: &mut Vec<Value>, sight: &Sight<'_>| {
-            if sight.record.client_key == Some(key) && found.len() < MAX_FOUND {
+            if sight.record.client_id_hash == Some(key) && found.len() < MAX_FOUND {
                 found.push(connection_value(sight));
             }
         };

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connections::Live;
@@ -72,9 +73,9 @@ fn micros(duration: Duration) -> u64 {
 /// live ids have one chance in a hundred million that two of them share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct ClientKey(NonZeroU64);
+pub struct ClientIdHash(NonZeroU64);
 
-impl ClientKey {
+impl ClientIdHash {
     /// The key of a client id; none for an empty one, which names nobody.
     pub fn of(client_id: &[u8]) -> Option<Self> {
         if client_id.is_empty() {
@@ -82,14 +83,14 @@ impl ClientKey {
         }
         let digest = openssl::sha::sha256(client_id);
         let (first, _) = digest.split_first_chunk()?;
-        NonZeroU64::new(u64::from_be_bytes(*first)).map(ClientKey)
+        NonZeroU64::new(u64::from_be_bytes(*first)).map(ClientIdHash)
     }
 
     /// The key that the access log shows as 16 hexadecimal digits.
     pub fn from_digits(digits: &str) -> Option<Self> {
         let plain = digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
         let key = plain.then(|| u64::from_str_radix(digits, 16).ok())??;
-        NonZeroU64::new(key).map(ClientKey)
+        NonZeroU64::new(key).map(ClientIdHash)
     }
 }
 
@@ -104,7 +105,7 @@ pub struct Record {
     /// The route that took it.
     pub route: Option<Arc<Route>>,
     /// Its client id, as far as it is kept.
-    pub client_key: Option<ClientKey>,
+    pub client_id_hash: Option<ClientIdHash>,
     /// Its broker.
     pub broker: Option<InFlight>,
     /// Bytes that reached the broker.
@@ -158,7 +159,7 @@ impl Record {
             client,
             listener,
             route: None,
-            client_key: None,
+            client_id_hash: None,
             broker: None,
             to_broker: 0,
             to_client: 0,
@@ -233,7 +234,7 @@ impl Record {
     /// CONNECT was read whole, so long after the client could begin to send it.
     pub fn connect_read(&mut self, mqtt: &MqttVariables, took: Duration) {
         self.level = Some(mqtt.level);
-        self.client_key = ClientKey::of(&mqtt.client_id);
+        self.client_id_hash = ClientIdHash::of(&mqtt.client_id);
         self.metrics.connect_read(took);
         if let Some(access) = &mut self.access {
             access.note_connect(mqtt, took);
@@ -366,14 +367,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_key_is_what_the_access_log_shows() {
-        let key = ClientKey::of(b"dev-42").unwrap();
+    fn a_client_id_hash_is_what_the_access_log_shows() {
+        let key = ClientIdHash::of(b"dev-42").unwrap();
         let digest = openssl::sha::sha256(b"dev-42");
         let digits: String = digest[..8].iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(ClientKey::from_digits(&digits), Some(key));
-        assert_eq!(ClientKey::from_digits(&digits.to_uppercase()), Some(key));
-        assert_ne!(ClientKey::of(b"dev-43"), Some(key));
-        assert_eq!(ClientKey::of(b""), None);
+        assert_eq!(ClientIdHash::from_digits(&digits), Some(key));
+        assert_eq!(ClientIdHash::from_digits(&digits.to_uppercase()), Some(key));
+        assert_ne!(ClientIdHash::of(b"dev-43"), Some(key));
+        assert_eq!(ClientIdHash::of(b""), None);
         for wrong in [
             "",
             "+123456789abcdef",
@@ -381,12 +382,12 @@ mod tests {
             "12345",
             "zzzzzzzzzzzzzzzz",
         ] {
-            assert_eq!(ClientKey::from_digits(wrong), None, "{wrong}");
+            assert_eq!(ClientIdHash::from_digits(wrong), None, "{wrong}");
         }
     }
 
     #[test]
-    fn a_client_key_costs_one_word() {
-        assert_eq!(size_of::<Option<ClientKey>>(), 8);
+    fn a_client_id_hash_costs_one_word() {
+        assert_eq!(size_of::<Option<ClientIdHash>>(), 8);
     }
 }

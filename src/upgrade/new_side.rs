@@ -297,7 +297,7 @@ impl Arrivals {
             Some(InFlight::on(node))
         });
         record.phase = Phase::Relay;
-        record.client_key = arrived.client_key;
+        record.client_id_hash = arrived.client_id_hash;
         record.access = self.access_log.as_ref().map(|log| match &arrived.access {
             Some(details) => Access::of(log, details.clone()),
             None => Access::new(log),

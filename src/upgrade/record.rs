@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::channel::Frame;
-use crate::session::outcome::{ClientKey, End, Record};
+use crate::session::outcome::{ClientIdHash, End, Record};
 use crate::session::relay::IdleTimeout;
 use crate::session::relay::engine::Carried;
 use crate::session::relay::pair::{FlowParts, Pair, State};
@@ -34,7 +34,7 @@ pub struct PairRecord {
     pub node: Option<String>,
     /// Its client id, as far as it is kept.
     #[serde(default)]
-    pub client_key: Option<ClientKey>,
+    pub client_id_hash: Option<ClientIdHash>,
     /// Bytes that reached the broker.
     #[serde(default)]
     pub to_broker: u64,
@@ -114,7 +114,7 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
                 .broker
                 .as_ref()
                 .map(|broker| broker.node().label().to_owned()),
-            client_key: parts.record.client_key,
+            client_id_hash: parts.record.client_id_hash,
             to_broker: parts.record.to_broker,
             to_client: parts.record.to_client,
             age_ms: milliseconds(parts.record.age()),
