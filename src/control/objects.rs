@@ -204,8 +204,8 @@ fn upstream_value(id: Option<&str>, config: &resource::Upstream) -> Value {
     put("slow_start", json!(config.slow_start.map(seconds)));
     put("hash_balance_factor", json!(config.balance_factor));
     if let Some(discovery) = &config.discovery {
-        put("discovery_type", discovery.kind.as_str().into());
-        put("service_name", discovery.service_name.as_str().into());
+        put("discovery_type", "dns".into());
+        put("service_name", discovery.to_string().into());
     }
     Value::Object(value)
 }

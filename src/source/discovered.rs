@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Source, lock};
+use super::Source;
 use crate::table::Table;
 use crate::upstream::Upstream;
 
@@ -28,10 +28,10 @@ impl Source {
         if !is_outdated(&before) {
             return;
         }
-        let table = match &*lock(&self.serving) {
-            Some(resources) => self.table_of(resources),
-            None => return,
+        let Some(resources) = self.resources() else {
+            return;
         };
+        let table = self.table_of(&resources);
         self.serve(table);
         // Whoever waits for this line finds it served.
         for upstream in self.table.load().upstreams() {
