@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::diagnostic::{At, Diagnostic, Position, Problems, quote};
 use super::document::{Node, Parsed, Value, parse_json, parse_yaml};
 use super::names::did_you_mean;
+use super::resource::credentials::Credentials;
 use super::resource::plugin;
 use super::resource::read::{Context, id};
 use super::resource::service::{self, Service};
@@ -198,6 +199,7 @@ fn resources(
         problems,
         plugins: effective,
         env,
+        credentials: previous.map(Credentials::of).unwrap_or_default(),
     };
     let upstreams = Section {
         name: "upstreams",

@@ -13,13 +13,13 @@ use openssl::ex_data::Index;
 use openssl::ssl::{
     Ssl, SslContext, SslMethod, SslSession, SslSessionCacheMode, SslVerifyMode, SslVersion,
 };
-use openssl::x509::{X509, X509VerifyResult};
+use openssl::x509::X509VerifyResult;
 use tokio::net::TcpStream;
 
 use super::ffi;
 use super::link::{Replay, TlsStream};
 use super::server::{certificate, common, reason};
-use crate::config::resource::ssl::CertificatePair;
+use crate::config::resource::credentials::CertificatePair;
 use crate::config::resource::upstream::{ServerName, UpstreamTls};
 
 /// The server name that APISIX sends for a client that came without TLS.
@@ -114,18 +114,14 @@ impl ClientTls {
         common(&mut builder);
         builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
         if let Some(identity) = identity {
-            certificate(
-                &mut builder,
-                identity.cert.as_bytes(),
-                identity.key.as_bytes(),
-            )?;
+            certificate(&mut builder, identity)?;
         }
         if config.verify {
             builder.set_verify(SslVerifyMode::PEER);
             match (&config.ca, trusted) {
                 (Some(authorities), _) => {
-                    for authority in X509::stack_from_pem(authorities.as_bytes())? {
-                        builder.cert_store_mut().add_cert(authority)?;
+                    for authority in authorities.certificates() {
+                        builder.cert_store_mut().add_cert(authority.clone())?;
                     }
                 }
                 (None, Some(path)) => {

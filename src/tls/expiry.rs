@@ -3,48 +3,18 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use openssl::asn1::{Asn1Time, Asn1TimeRef};
-use openssl::x509::X509;
-
 use crate::config::diagnostic::{Diagnostic, Severity};
-use crate::config::resource::ssl::{CertificatePair, Ssl};
+use crate::config::resource::credentials::Validity;
+use crate::config::resource::ssl::Ssl;
 use crate::config::standalone::Resources;
 
 /// A certificate that ends sooner than this is worth a warning.
 const SOON_DAYS: i64 = 30;
 const DAY: i64 = 86_400;
 
-/// From when to when a certificate is valid, in Unix seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Validity {
-    from: i64,
-    until: i64,
-}
-
-/// Seconds since 1970; negative before.
-fn unix(time: &Asn1TimeRef) -> Option<i64> {
-    let difference = Asn1Time::from_unix(0).ok()?.diff(time).ok()?;
-    Some(i64::from(difference.days) * DAY + i64::from(difference.secs))
-}
-
-/// The validity of a pair: that of its certificate and the intermediates behind it together.
-fn validity(pair: &CertificatePair) -> Option<Validity> {
-    let chain = X509::stack_from_pem(pair.cert.as_bytes()).ok()?;
-    let both = |certificate: &X509| {
-        let from = unix(certificate.not_before())?;
-        let until = unix(certificate.not_after())?;
-        Some(Validity { from, until })
-    };
-    let each = chain.iter().filter_map(both);
-    each.reduce(|all, one| Validity {
-        from: all.from.max(one.from),
-        until: all.until.min(one.until),
-    })
-}
-
 /// When the first certificate of an `ssl` object ends, in Unix seconds.
 pub fn ends(ssl: &Ssl) -> Option<i64> {
-    let ends = ssl.certs.iter().filter_map(validity);
+    let ends = ssl.certs.iter().filter_map(|pair| pair.validity());
     ends.map(|validity| validity.until).min()
 }
 
@@ -56,7 +26,7 @@ pub fn warnings(resources: &Resources, file: &Path) -> Vec<Diagnostic> {
     let enabled = resources.ssls.iter().filter(|ssl| ssl.enabled);
     enabled
         .filter_map(|ssl| {
-            let pairs = ssl.certs.iter().filter_map(validity);
+            let pairs = ssl.certs.iter().filter_map(|pair| pair.validity());
             let message = pairs.filter_map(|pair| judge(pair, now)).next()?;
             Some(Diagnostic {
                 file: file.into(),

@@ -15,19 +15,18 @@ use std::sync::Arc;
 
 use openssl::error::ErrorStack;
 use openssl::hash::{Hasher, MessageDigest};
-use openssl::pkey::PKey;
 use openssl::ssl::{
     SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
     SslVerifyMode, SslVersion,
 };
 use openssl::stack::Stack;
+use openssl::x509::X509Name;
 use openssl::x509::verify::X509VerifyFlags;
-use openssl::x509::{X509, X509Name};
 
 use super::ffi;
 use super::names::Names;
 use super::tickets::TicketKeys;
-use crate::config::resource::pem;
+use crate::config::resource::credentials::CertificatePair;
 use crate::config::resource::ssl::{ClientVerification, Ssl, SslKind, TlsVersion};
 use crate::config::settings::TlsSettings;
 
@@ -137,7 +136,7 @@ fn context(
         builder.set_ciphersuites(suites)?;
     }
     for pair in &ssl.certs {
-        certificate(&mut builder, pair.cert.as_bytes(), pair.key.as_bytes())?;
+        certificate(&mut builder, pair)?;
     }
     let mut policy = Hasher::new(MessageDigest::sha256())?;
     for name in &ssl.snis {
@@ -147,9 +146,10 @@ fn context(
     if let Some(client) = &ssl.client {
         verify_clients(&mut builder, client)?;
         policy.update(&client.depth.to_be_bytes())?;
-        policy.update(client.ca.as_bytes())?;
-        policy.update(b"\0")?;
-        policy.update(client.crl.as_deref().unwrap_or_default().as_bytes())?;
+        policy.update(client.ca.digest())?;
+        if let Some(crl) = &client.crl {
+            policy.update(crl.digest())?;
+        }
     }
     builder.set_session_id_context(&policy.finish()?)?;
     Ok(builder.build())
@@ -176,19 +176,15 @@ pub(super) fn common(builder: &mut SslContextBuilder) {
 /// Installs a certificate chain and its key beside those of other types that are there.
 pub(super) fn certificate(
     builder: &mut SslContextBuilder,
-    chain: &[u8],
-    key: &[u8],
+    pair: &CertificatePair,
 ) -> Result<(), ErrorStack> {
-    let mut chain = X509::stack_from_pem(chain)?.into_iter();
-    if let Some(leaf) = chain.next() {
-        builder.set_certificate(&leaf)?;
+    if let Some((leaf, intermediates)) = pair.chain().split_first() {
+        builder.set_certificate(leaf)?;
+        for intermediate in intermediates {
+            ffi::add_chain_certificate(builder, intermediate)?;
+        }
     }
-    for intermediate in chain {
-        ffi::add_chain_certificate(builder, &intermediate)?;
-    }
-    // Without an answer of our own, OpenSSL would ask on the terminal for a passphrase.
-    let key = PKey::private_key_from_pem_callback(key, |_| Ok(0))?;
-    builder.set_private_key(&key)
+    builder.set_private_key(pair.key())
 }
 
 fn versions(builder: &mut SslContextBuilder, allowed: &[TlsVersion]) -> Result<(), ErrorStack> {
@@ -219,17 +215,16 @@ fn verify_clients(
     client: &ClientVerification,
 ) -> Result<(), ErrorStack> {
     let mut names: Stack<X509Name> = Stack::new()?;
-    for authority in X509::stack_from_pem(client.ca.as_bytes())? {
+    for authority in client.ca.certificates() {
         names.push(authority.subject_name().to_owned()?)?;
-        builder.cert_store_mut().add_cert(authority)?;
+        builder.cert_store_mut().add_cert(authority.clone())?;
     }
     builder.set_client_ca_list(names);
     builder.set_verify_depth(client.depth);
     builder.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
-    if let Some(lists) = &client.crl {
-        // The configuration was refused if one of them could not be read.
-        for list in pem::revocation_lists(lists).unwrap_or_default() {
-            ffi::add_crl(builder, &list)?;
+    if let Some(crl) = &client.crl {
+        for list in crl.lists() {
+            ffi::add_crl(builder, list)?;
         }
         // As nginx: every certificate of the chain needs a list of its authority.
         builder

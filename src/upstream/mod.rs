@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::config::resource::checks::Checks;
-use crate::config::resource::ssl::CertificatePair;
+use crate::config::resource::credentials::CertificatePair;
 use crate::config::resource::upstream::{
     self as resource, Balancer, HashKey, Host, Scheme, UpstreamNode,
 };
@@ -52,7 +52,7 @@ pub use shared::{Context, Shared};
 fn client_tls(
     label: &str,
     config: &resource::Upstream,
-    identity: &Result<Option<CertificatePair>, ClientTlsError>,
+    identity: &Result<Option<Arc<CertificatePair>>, ClientTlsError>,
     context: &Context<'_>,
 ) -> Option<Result<ClientTls, ClientTlsError>> {
     if config.scheme != Scheme::Tls {
@@ -61,7 +61,7 @@ fn client_tls(
     let trusted = context.tls.trusted.as_deref();
     let built = identity
         .clone()
-        .and_then(|identity| ClientTls::build(&config.upstream_tls, identity.as_ref(), trusted));
+        .and_then(|identity| ClientTls::build(&config.upstream_tls, identity.as_deref(), trusted));
     if let Err(error) = &built {
         log::error!("upstream {label} cannot be reached over TLS: {error}");
     }
@@ -74,7 +74,7 @@ pub struct Upstream {
     config: resource::Upstream,
     levels: Vec<Level>,
     tls: Option<Result<ClientTls, ClientTlsError>>,
-    identity: Option<CertificatePair>,
+    identity: Option<Arc<CertificatePair>>,
     /// The service that its nodes are of, and those that it had when the upstream was built.
     found: Option<(Arc<Service>, Arc<Vec<UpstreamNode>>)>,
     health_checks: bool,

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::discovery::Services;
 use super::names::Names;
 use super::source_address::SourceAddresses;
-use crate::config::resource::ssl::{CertificatePair, Ssl, SslKind};
+use crate::config::resource::credentials::CertificatePair;
+use crate::config::resource::ssl::{Ssl, SslKind};
 use crate::config::resource::upstream::{Scheme, Upstream};
 use crate::config::settings::{DiscoverySettings, DnsSettings, RingIdentity, Settings};
 use crate::tls;
@@ -78,13 +79,13 @@ impl Context<'_> {
     pub(super) fn client_certificate(
         &self,
         config: &Upstream,
-    ) -> Result<Option<CertificatePair>, ClientTlsError> {
+    ) -> Result<Option<Arc<CertificatePair>>, ClientTlsError> {
         let tls = &config.upstream_tls;
         if config.scheme != Scheme::Tls {
             return Ok(None);
         }
-        if let (Some(cert), Some(key)) = (tls.client_cert.clone(), tls.client_key.clone()) {
-            return Ok(Some(CertificatePair { cert, key }));
+        if let Some(pair) = &tls.client_pair {
+            return Ok(Some(pair.clone()));
         }
         let Some(id) = &tls.client_cert_id else {
             return Ok(None);

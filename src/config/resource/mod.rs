@@ -4,6 +4,7 @@
 
 pub(crate) mod address;
 pub mod checks;
+pub mod credentials;
 pub mod discovery;
 pub(crate) mod hash_key;
 pub(crate) mod nodes;

@@ -16,6 +16,9 @@ pub(crate) enum Part {
     Key,
 }
 
+/// What is wrong with one of the two.
+pub(crate) type Problem = (Part, String);
+
 /// The certificates in `text`, at least one.
 ///
 /// # Errors
@@ -101,24 +104,27 @@ fn servable(leaf: &X509) -> Result<(), String> {
     })
 }
 
-/// What is wrong with a certificate and its key.
-pub(crate) fn pair_problems(cert: &str, key: &str) -> Vec<(Part, String)> {
+/// A certificate chain, leaf first, and the private key that belongs to it.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub(crate) fn pair(cert: &str, key: &str) -> Result<(Vec<X509>, PKey<Private>), Vec<Problem>> {
     let mut problems = Vec::new();
-    let leaf = certificates(cert)
+    let chain = certificates(cert)
         .map_err(|why| problems.push((Part::Cert, format!("failed to parse cert: {why}"))))
-        .ok()
-        .and_then(|stack| stack.into_iter().next());
+        .unwrap_or_default();
     let key = private_key(key)
         .map_err(|why| problems.push((Part::Key, format!("failed to parse key: {why}"))))
         .ok();
-    if let Some(Err(why)) = leaf.as_ref().map(servable) {
+    let leaf = chain.first();
+    if let Some(Err(why)) = leaf.map(servable) {
         problems.push((
             Part::Cert,
             format!("the certificate cannot be served: {why}"),
         ));
     }
-    if let (Some(leaf), Some(key)) = (leaf, key) {
-        let belongs = leaf.public_key().is_ok_and(|public| public.public_eq(&key));
+    if let (Some(leaf), Some(key)) = (leaf, &key) {
+        let belongs = leaf.public_key().is_ok_and(|public| public.public_eq(key));
         if !belongs {
             problems.push((
                 Part::Key,
@@ -126,5 +132,8 @@ pub(crate) fn pair_problems(cert: &str, key: &str) -> Vec<(Part, String)> {
             ));
         }
     }
-    problems
+    match key {
+        Some(key) if problems.is_empty() => Ok((chain, key)),
+        _ => Err(problems),
+    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::config::diagnostic::{At, Position, Problems, quote};
 use crate::config::document::{Node, Value};
+use crate::config::resource::credentials::Credentials;
 
 /// Longest timeout, ten years: beyond it sums of times overflow somewhere.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86400);
@@ -51,6 +52,8 @@ pub(crate) struct Context<'a> {
     pub plugins: &'a [String],
     /// Looks up environment variables, and files by `file:///path`.
     pub env: &'a dyn Fn(&str) -> Option<String>,
+    /// What PEM texts hold.
+    pub credentials: Credentials,
 }
 
 impl Context<'_> {
@@ -161,6 +164,7 @@ mod tests {
             problems: &mut problems,
             plugins: &[],
             env: &env,
+            credentials: Credentials::default(),
         };
         assert_eq!(context.resolve("plain"), Ok("plain".into()));
         assert_eq!(context.resolve("$ENV://CERT"), Ok("pem".into()));

@@ -1,13 +1,14 @@
 //! Certificates.
 
-use std::fmt;
+use std::sync::Arc;
 
-use super::pem::{self, Part};
+use super::credentials::{Authorities, CertificatePair, RevocationLists};
+use super::pem::Part;
 use super::read::{Context, snis};
 use crate::config::diagnostic::{At, Origin};
 use crate::config::document::Node;
 
-/// One item of `ssls`. Debug output hides the keys.
+/// One item of `ssls`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ssl {
     /// The id as text; `arr_N` (N from 1) when the file gives none.
@@ -18,7 +19,7 @@ pub struct Ssl {
     pub snis: Vec<String>,
     /// `cert`/`key` first, then `certs`/`keys`; never empty. Each key belongs to its certificate;
     /// references to the environment are resolved.
-    pub certs: Vec<CertificatePair>,
+    pub certs: Vec<Arc<CertificatePair>>,
     /// Ask clients for a certificate.
     pub client: Option<ClientVerification>,
     /// `status`: false = not served.
@@ -39,33 +40,15 @@ pub enum SslKind {
     Client,
 }
 
-/// A certificate chain and its private key, both PEM.
-#[derive(Clone, PartialEq, Eq)]
-pub struct CertificatePair {
-    /// Leaf first, then intermediates.
-    pub cert: String,
-    /// The private key of the leaf.
-    pub key: String,
-}
-
-impl fmt::Debug for CertificatePair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CertificatePair")
-            .field("cert", &self.cert)
-            .field("key", &"(hidden)")
-            .finish()
-    }
-}
-
 /// `client` of an [`Ssl`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientVerification {
-    /// Certificates that may sign client certificates, PEM.
-    pub ca: String,
+    /// Certificates that may sign client certificates.
+    pub ca: Arc<Authorities>,
     /// Most intermediates between them, as OpenSSL counts; default 1.
     pub depth: u32,
-    /// Revocation lists of these authorities, PEM.
-    pub crl: Option<String>,
+    /// Revocation lists of these authorities.
+    pub crl: Option<Arc<RevocationLists>>,
 }
 
 /// A TLS version in `ssl_protocols`.
@@ -117,7 +100,7 @@ fn versions(node: &Node) -> Vec<TlsVersion> {
 }
 
 /// `cert`/`key`, then `certs`/`keys`, with references resolved.
-fn pairs(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Vec<CertificatePair> {
+fn pairs(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Vec<Arc<CertificatePair>> {
     let mut out = Vec::new();
     let (at_cert, at_key) = (at.key("cert"), at.key("key"));
     if let (Some(cert), Some(key)) = (node.get("cert"), node.get("key")) {
@@ -145,20 +128,20 @@ fn pair(
     (cert, at_cert): (&Node, &At<'_>),
     (key, at_key): (&Node, &At<'_>),
     context: &mut Context<'_>,
-) -> Option<CertificatePair> {
+) -> Option<Arc<CertificatePair>> {
     let cert_text = resolved(cert, at_cert, context);
     let key_text = resolved(key, at_key, context);
-    let pair = CertificatePair {
-        cert: cert_text?,
-        key: key_text?,
+    let problems = match context.credentials.pair(&cert_text?, &key_text?) {
+        Ok(pair) => return Some(pair),
+        Err(problems) => problems,
     };
-    for (part, message) in pem::pair_problems(&pair.cert, &pair.key) {
+    for (part, message) in problems {
         match part {
             Part::Cert => context.error(cert.position, at_cert, message),
             Part::Key => context.error(key.position, at_key, message),
         }
     }
-    Some(pair)
+    None
 }
 
 /// The text, or what the reference in it stands for.
@@ -175,26 +158,23 @@ fn resolved(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Option<Strin
 fn verification(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Option<ClientVerification> {
     let written = node.get("ca")?;
     let at_ca = at.key("ca");
-    let ca = resolved(written, &at_ca, context)?;
-    if let Err(why) = pem::certificates(&ca) {
-        context.error(
-            written.position,
-            &at_ca,
-            format!("failed to validate client_cert: {why}"),
-        );
-    }
-    let mut crl = None;
-    if let Some(written) = node.get("crl") {
+    let text = resolved(written, &at_ca, context)?;
+    let ca = context.credentials.authorities(&text).map_err(|why| {
+        let message = format!("failed to validate client_cert: {why}");
+        context.error(written.position, &at_ca, message);
+    });
+    let crl = node.get("crl").and_then(|written| {
         let at_crl = at.key("crl");
         let text = resolved(written, &at_crl, context)?;
-        if let Err(why) = pem::revocation_lists(&text) {
+        let lists = context.credentials.revocation_lists(&text);
+        let told = lists.map_err(|why| {
             let message = format!("failed to parse crl: {why}");
             context.error(written.position, &at_crl, message);
-        }
-        crl = Some(text);
-    }
+        });
+        told.ok()
+    });
     Some(ClientVerification {
-        ca,
+        ca: ca.ok()?,
         depth: node
             .get("depth")
             .and_then(Node::as_i64)

@@ -1,38 +1,13 @@
-use openssl::asn1::Asn1Time;
-use openssl::ec::{EcGroup, EcKey};
-use openssl::hash::MessageDigest;
-use openssl::nid::Nid;
-use openssl::pkey::PKey;
-use openssl::x509::{X509, X509NameBuilder};
+use openssl::pkey::{PKey, Private};
+use openssl::x509::X509;
 
 use super::*;
-use crate::config::resource::testing::Judged;
+use crate::config::resource::credentials::Credentials;
+use crate::config::resource::testing::{Judged, pair};
 use crate::config::schema::ssl::SSL;
 
-/// A self-signed certificate and its key.
-fn pair() -> (String, String) {
-    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
-    let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
-    let mut name = X509NameBuilder::new().unwrap();
-    name.append_entry_by_text("CN", "broker.test").unwrap();
-    let name = name.build();
-    let mut builder = X509::builder().unwrap();
-    builder.set_subject_name(&name).unwrap();
-    builder.set_issuer_name(&name).unwrap();
-    builder.set_pubkey(&key).unwrap();
-    builder
-        .set_not_before(&Asn1Time::days_from_now(0).unwrap())
-        .unwrap();
-    builder
-        .set_not_after(&Asn1Time::days_from_now(1).unwrap())
-        .unwrap();
-    builder.sign(&key, MessageDigest::sha256()).unwrap();
-    let cert = builder.build().to_pem().unwrap();
-    let key = key.private_key_to_pem_pkcs8().unwrap();
-    (
-        String::from_utf8(cert).unwrap(),
-        String::from_utf8(key).unwrap(),
-    )
+fn parsed(key: &str) -> PKey<Private> {
+    PKey::private_key_from_pem(key.as_bytes()).unwrap()
 }
 
 /// A YAML block scalar.
@@ -62,9 +37,11 @@ fn a_server_certificate() {
     assert_eq!(ssl.ssl_protocols, [TlsVersion::V1_2, TlsVersion::V1_3]);
     assert_eq!(ssl.client.as_ref().unwrap().depth, 2);
     assert_eq!(ssl.certs.len(), 1);
-    assert_eq!(ssl.certs[0].key, key);
+    assert!(ssl.certs[0].key().public_eq(&parsed(&key)));
+    assert_eq!(ssl.certs[0].chain().len(), 1);
     let shown = format!("{ssl:?}");
-    assert!(shown.contains("BEGIN CERTIFICATE") && !shown.contains("PRIVATE KEY"));
+    let pair = format!("certs: [{:?}]", ssl.certs[0]);
+    assert!(shown.contains(&pair) && pair.len() < 60, "{shown}");
 }
 
 #[test]
@@ -168,16 +145,15 @@ fn references_are_resolved() {
         problems: &mut problems,
         plugins: &[],
         env: &env,
+        credentials: Credentials::default(),
     };
     let ssl = build(&node, "1".into(), &At::Root, &mut context);
     assert!(problems.is_empty());
     assert_eq!(
-        ssl.certs,
-        [CertificatePair {
-            cert: cert.clone(),
-            key: key.clone()
-        }]
+        ssl.certs[0].chain(),
+        [X509::from_pem(cert.as_bytes()).unwrap()]
     );
+    assert!(ssl.certs[0].key().public_eq(&parsed(&key)));
     let judged = judge("{sni: a, cert: '$env://NONE', key: '$secret://vault/1/k'}");
     assert_eq!(
         judged.messages,

@@ -2,6 +2,14 @@
 
 use std::path::Path;
 
+use openssl::asn1::Asn1Time;
+use openssl::ec::{EcGroup, EcKey};
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
+use openssl::pkey::PKey;
+use openssl::x509::{X509, X509NameBuilder};
+
+use super::credentials::Credentials;
 use super::read::Context;
 use crate::config::diagnostic::{At, Problems, Severity};
 use crate::config::document::{Node, parse_yaml};
@@ -29,6 +37,7 @@ impl<T> Judged<T> {
             problems: &mut problems,
             plugins: &plugins,
             env: &|_| None,
+            credentials: Credentials::default(),
         };
         let value = build(&node, "id".to_string(), &at, &mut context);
         let messages = problems
@@ -44,4 +53,30 @@ impl<T> Judged<T> {
             .collect();
         Judged { value, messages }
     }
+}
+
+/// A self-signed certificate and its key, PEM.
+pub fn pair() -> (String, String) {
+    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+    let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+    let mut name = X509NameBuilder::new().unwrap();
+    name.append_entry_by_text("CN", "broker.test").unwrap();
+    let name = name.build();
+    let mut builder = X509::builder().unwrap();
+    builder.set_subject_name(&name).unwrap();
+    builder.set_issuer_name(&name).unwrap();
+    builder.set_pubkey(&key).unwrap();
+    builder
+        .set_not_before(&Asn1Time::days_from_now(0).unwrap())
+        .unwrap();
+    builder
+        .set_not_after(&Asn1Time::days_from_now(1).unwrap())
+        .unwrap();
+    builder.sign(&key, MessageDigest::sha256()).unwrap();
+    let cert = builder.build().to_pem().unwrap();
+    let key = key.private_key_to_pem_pkcs8().unwrap();
+    (
+        String::from_utf8(cert).unwrap(),
+        String::from_utf8(key).unwrap(),
+    )
 }

@@ -2,12 +2,15 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::checks::{self, Checks};
+use super::credentials::{Authorities, CertificatePair};
 use super::discovery::{self, Discovery, Found};
+use super::pem::Part;
 use super::read::{Context, id, seconds, text};
-use super::{hash_key, nodes, pem, weights};
+use super::{hash_key, nodes, weights};
 use crate::config::diagnostic::{At, Origin, quote};
 use crate::config::document::Node;
 use crate::config::names::did_you_mean;
@@ -138,34 +141,19 @@ pub enum ServerName {
     Fixed(String),
 }
 
-/// `tls` of an upstream. Debug output hides the key.
-#[derive(Clone, PartialEq, Eq, Default)]
+/// `tls` of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UpstreamTls {
-    /// Client certificate, PEM.
-    pub client_cert: Option<String>,
-    /// Its private key, PEM; present exactly when `client_cert` is.
-    pub client_key: Option<String>,
+    /// Client certificate and its private key (`client_cert`, `client_key`).
+    pub client_pair: Option<Arc<CertificatePair>>,
     /// An item of `ssls` of type `client` instead.
     pub client_cert_id: Option<String>,
     /// Verify the node's certificate, chain and name.
     pub verify: bool,
-    /// Who may sign it, PEM; `None` = `apisix.ssl.ssl_trusted_certificate`, or the system's.
-    pub ca: Option<String>,
+    /// Who may sign it; `None` = `apisix.ssl.ssl_trusted_certificate`, or the system's.
+    pub ca: Option<Arc<Authorities>>,
     /// The server name that is sent (`pass_host` and `upstream_host`).
     pub name: ServerName,
-}
-
-impl fmt::Debug for UpstreamTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamTls")
-            .field("client_cert", &self.client_cert)
-            .field("client_key", &self.client_key.as_ref().map(|_| "(hidden)"))
-            .field("client_cert_id", &self.client_cert_id)
-            .field("verify", &self.verify)
-            .field("ca", &self.ca)
-            .field("name", &self.name)
-            .finish()
-    }
 }
 
 /// One node of an upstream.
@@ -374,30 +362,33 @@ fn upstream_tls(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Upstream
         }
     };
     let (cert, key, ca) = (written("client_cert"), written("client_key"), written("ca"));
-    if let (Some((cert_position, cert)), Some((key_position, key))) = (&cert, &key) {
-        for (part, message) in pem::pair_problems(cert, key) {
-            match part {
-                pem::Part::Cert => context.error(*cert_position, &at.key("client_cert"), message),
-                pem::Part::Key => context.error(*key_position, &at.key("client_key"), message),
+    let client_pair = cert.zip(key).and_then(|((cert_at, cert), (key_at, key))| {
+        let told = context.credentials.pair(&cert, &key).map_err(|problems| {
+            for (part, message) in problems {
+                match part {
+                    Part::Cert => context.error(cert_at, &at.key("client_cert"), message),
+                    Part::Key => context.error(key_at, &at.key("client_key"), message),
+                }
             }
-        }
-    }
-    if let Some((position, ca)) = &ca
-        && let Err(why) = pem::certificates(ca)
-    {
-        let message = format!("failed to parse ca: {why}");
-        context.error(*position, &at.key("ca"), message);
-    }
+        });
+        told.ok()
+    });
+    let ca = ca.and_then(|(position, text)| {
+        let told = context.credentials.authorities(&text).map_err(|why| {
+            let message = format!("failed to parse ca: {why}");
+            context.error(position, &at.key("ca"), message);
+        });
+        told.ok()
+    });
     let verify = tls.get("verify").and_then(Node::as_bool).unwrap_or(false);
     if !verify && node.get("scheme").and_then(Node::as_str) == Some("tls") {
         context.warn(tls.position, &at, UNVERIFIED);
     }
     UpstreamTls {
-        client_cert: cert.map(|(_, text)| text),
-        client_key: key.map(|(_, text)| text),
+        client_pair,
         client_cert_id: id(tls, "client_cert_id"),
         verify,
-        ca: ca.map(|(_, text)| text),
+        ca,
         name,
     }
 }
