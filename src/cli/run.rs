@@ -91,6 +91,13 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     if let Some(inherited) = &mut inherited {
         sockets.extend(std::mem::take(&mut inherited.listeners));
         metrics.carry_on(&inherited.state.metrics, "");
+        if let Some(keys) = inherited.state.tickets.take()
+            && let Err(error) = source.tls.tickets.import(&keys)
+        {
+            log::warn!(
+                "upgrade: sessions of the old process are not resumed: its keys are {error}"
+            );
+        }
     }
     let sockets = Sockets::open(&settings, &metrics, sockets).inspect_err(|failure| {
         if let (Some(inherited), Failure::Running(why)) = (&inherited, failure) {
@@ -133,6 +140,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
                 accepting,
                 loops,
                 metrics: metrics.clone(),
+                tickets: source.tls.tickets.clone(),
                 access_log: access_log.clone(),
                 socket,
                 taking_over: Arc::clone(&taking_over),

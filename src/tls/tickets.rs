@@ -7,6 +7,8 @@
 //! Without a file the keys are random and rotate by themselves. With `ticket_key_file` they come
 //! from a file that several proxies share, in nginx's form: 80 random bytes a key (name, AES key,
 //! HMAC key), here as many keys as wanted one after the other; the first encrypts, all decrypt.
+//! Random keys are handed over in an upgrade, so that the new process resumes the old one's
+//! sessions.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -16,6 +18,7 @@ use arc_swap::ArcSwap;
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
 use openssl::ssl::{SslContext, SslContextBuilder, SslContextRef};
+use serde::{Deserialize, Serialize};
 
 use super::ffi;
 
@@ -33,7 +36,12 @@ const ROTATION: Duration = Duration::from_secs(3600);
 /// Random keys that are kept: one that encrypts and those of the two hours before.
 const KEPT: usize = 3;
 
-/// One key. Debug output hides it.
+/// The form of [`ExportedKeys`].
+const EXPORT_FORM: u8 = 1;
+/// The form and the age of the first key.
+const EXPORT_HEADER: usize = 1 + 8;
+
+/// One key. Debug output hides it; it does not stay in memory that was freed.
 #[derive(Clone)]
 pub struct TicketKey {
     pub(super) name: [u8; KEY_NAME_LENGTH],
@@ -47,11 +55,54 @@ impl std::fmt::Debug for TicketKey {
     }
 }
 
+impl Drop for TicketKey {
+    fn drop(&mut self) {
+        wipe(&mut self.aes);
+        wipe(&mut self.hmac);
+    }
+}
+
+/// Overwrites a secret that is not needed any more; the compiler must not leave it out.
+fn wipe(secret: &mut [u8]) {
+    secret.fill(0);
+    std::hint::black_box(secret);
+}
+
+/// The keys of a process as another one takes them over. Debug output hides them.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ExportedKeys(Vec<u8>);
+
+impl std::fmt::Debug for ExportedKeys {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("ExportedKeys(hidden)")
+    }
+}
+
+impl Drop for ExportedKeys {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
+}
+
+/// What another process sent is no ticket keys that this one knows.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not in a form that this version knows")]
+pub struct ImportError;
+
 impl TicketKey {
     fn random() -> Result<Self, ErrorStack> {
         let mut bytes = [0; KEY_LENGTH];
         openssl::rand::rand_priv_bytes(&mut bytes)?;
-        Ok(Self::from_bytes(&bytes))
+        let key = Self::from_bytes(&bytes);
+        wipe(&mut bytes);
+        Ok(key)
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.name);
+        out.extend_from_slice(&self.aes);
+        out.extend_from_slice(&self.hmac);
     }
 
     fn from_bytes(bytes: &[u8; KEY_LENGTH]) -> Self {
@@ -130,6 +181,49 @@ impl TicketKeys {
         Ok(())
     }
 
+    /// The keys, for the process that takes over from this one. `None` when they come from a
+    /// file: the other process has it too.
+    pub fn export(&self) -> Option<ExportedKeys> {
+        let now = Instant::now();
+        self.rotate_at(now);
+        let since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = now.saturating_duration_since((*since)?).as_secs();
+        let keys = self.keys.load();
+        // Never grown: what it moved out of would keep a copy.
+        let mut bytes = Vec::with_capacity(EXPORT_HEADER + keys.len() * KEY_LENGTH);
+        bytes.push(EXPORT_FORM);
+        bytes.extend(age.to_be_bytes());
+        keys.iter().for_each(|key| key.put(&mut bytes));
+        Some(ExportedKeys(bytes))
+    }
+
+    /// Takes the keys of the process before this one in place of the random ones it has, with
+    /// their age. Where a file says what the keys are, nothing changes.
+    ///
+    /// # Errors
+    /// When they are not in a form that this version knows; nothing changes then.
+    pub fn import(&self, exported: &ExportedKeys) -> Result<(), ImportError> {
+        let bytes = exported.0.strip_prefix(&[EXPORT_FORM]);
+        let (age, bytes) = bytes
+            .and_then(|bytes| bytes.split_first_chunk())
+            .ok_or(ImportError)?;
+        let (keys, rest) = bytes.as_chunks::<KEY_LENGTH>();
+        if !(1..=MAX_KEYS).contains(&keys.len()) || !rest.is_empty() {
+            return Err(ImportError);
+        }
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        if since.is_none() {
+            return Ok(());
+        }
+        let keys = keys.iter().map(TicketKey::from_bytes).collect();
+        self.keys.store(Arc::new(keys));
+        // A key whose age cannot be is replaced at the next rotation, however old it is.
+        let age = Duration::from_secs(u64::from_be_bytes(*age)).min(ROTATION);
+        let now = Instant::now();
+        *since = Some(now.checked_sub(age).unwrap_or(now));
+        Ok(())
+    }
+
     /// The key for a new ticket.
     pub(super) fn to_encrypt(&self) -> TicketKey {
         self.rotate_at(Instant::now());
@@ -181,12 +275,14 @@ fn read(path: &Path) -> Result<Vec<TicketKey>, KeyFileError> {
     if size == 0 || size > most || size % KEY_LENGTH as u64 != 0 {
         return Err(KeyFileError::Size(size));
     }
-    let bytes = std::fs::read(path)?;
+    let mut bytes = std::fs::read(path)?;
     let (keys, rest) = bytes.as_chunks::<KEY_LENGTH>();
     if keys.is_empty() || !rest.is_empty() {
         return Err(KeyFileError::Size(bytes.len() as u64));
     }
-    Ok(keys.iter().map(TicketKey::from_bytes).collect())
+    let keys = keys.iter().map(TicketKey::from_bytes).collect();
+    wipe(&mut bytes);
+    Ok(keys)
 }
 
 type KeysIndex = Index<SslContext, Arc<TicketKeys>>;
@@ -206,76 +302,5 @@ pub(super) fn in_context(context: &SslContextRef) -> Option<&TicketKeys> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), bytes).unwrap();
-        file
-    }
-
-    fn is_current(keys: &TicketKeys, name: u8) -> bool {
-        matches!(keys.to_decrypt(&[name; 16]), Found::Current(_))
-    }
-
-    fn is_older(keys: &TicketKeys, name: u8) -> bool {
-        matches!(keys.to_decrypt(&[name; 16]), Found::Older(_))
-    }
-
-    #[test]
-    fn the_first_key_of_a_file_encrypts_and_all_decrypt() {
-        let file = file(&[[1; KEY_LENGTH], [2; KEY_LENGTH]].concat());
-        let keys = TicketKeys::from_file(file.path()).unwrap();
-        assert_eq!(keys.to_encrypt().name, [1; 16]);
-        assert!(is_current(&keys, 1) && is_older(&keys, 2));
-        assert!(matches!(keys.to_decrypt(&[3; 16]), Found::Unknown));
-        std::fs::write(file.path(), [[3; KEY_LENGTH], [1; KEY_LENGTH]].concat()).unwrap();
-        keys.reread(file.path()).unwrap();
-        assert!(is_current(&keys, 3) && is_older(&keys, 1));
-        // Keys of a file do not rotate by themselves.
-        keys.rotate_at(Instant::now() + 10 * ROTATION);
-        assert!(is_current(&keys, 3));
-    }
-
-    #[test]
-    fn a_file_of_another_size_is_refused_and_changes_nothing() {
-        let good = file(&[7; KEY_LENGTH]);
-        let keys = TicketKeys::from_file(good.path()).unwrap();
-        for size in [0, 48, 79, 81, 17 * KEY_LENGTH] {
-            let bad = file(&vec![7; size]);
-            let error = keys.reread(bad.path()).unwrap_err();
-            assert!(matches!(error, KeyFileError::Size(_)), "{size}");
-        }
-        assert!(is_current(&keys, 7));
-        assert!(matches!(
-            keys.reread(Path::new("none")),
-            Err(KeyFileError::Read(_))
-        ));
-    }
-
-    #[test]
-    fn random_keys_rotate_and_stay_usable_for_two_periods() {
-        let keys = TicketKeys::random().unwrap();
-        let begun = Instant::now();
-        let first = keys.to_encrypt();
-        let mut names = vec![first.name];
-        for hour in 1..4_u32 {
-            keys.rotate_at(begun + ROTATION * hour + Duration::from_secs(1));
-            names.push(keys.keys.load()[0].name);
-        }
-        let known = |name| !matches!(keys.to_decrypt(name), Found::Unknown);
-        assert!(!known(&names[0]), "three periods old");
-        assert!(names[1..].iter().all(known));
-        // After a long pause no ticket of the old keys can be alive.
-        keys.rotate_at(begun + ROTATION * 100);
-        assert_eq!(keys.keys.load().len(), 1);
-    }
-
-    #[test]
-    fn keys_are_never_printed() {
-        let file = file(&[0x41; KEY_LENGTH]);
-        let shown = format!("{:?}", TicketKeys::from_file(file.path()).unwrap());
-        assert!(shown.contains("hidden") && !shown.contains("65"), "{shown}");
-    }
-}
+#[path = "tickets_tests.rs"]
+mod tests;

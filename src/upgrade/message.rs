@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::UpgradeError;
 use super::channel::{Channel, Frame};
+use crate::tls::tickets::ExportedKeys;
 
 /// Kinds of frames. A number is never used for anything else later.
 pub mod kind {
@@ -65,6 +66,9 @@ pub struct Listeners {
 pub struct State {
     /// The metrics, as a scrape shows them.
     pub metrics: String,
+    /// Keys of session tickets, where no file says what they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tickets: Option<ExportedKeys>,
 }
 
 /// Sends a message without descriptors.

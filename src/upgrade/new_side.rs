@@ -223,7 +223,7 @@ impl Arrivals {
                     crate::systemd::ready();
                 }
                 kind::LAST => {
-                    let State { metrics } = read(step, &frame)?;
+                    let State { metrics, .. } = read(step, &frame)?;
                     self.metrics.carry_on(&metrics, &inherited.state.metrics);
                     return Ok(());
                 }

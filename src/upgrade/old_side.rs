@@ -24,6 +24,7 @@ use crate::session::service::AcceptLoops;
 use crate::systemd;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
+use crate::tls::tickets::TicketKeys;
 
 /// How often the start of the new process is looked at, and, afterwards, whether anything is left
 /// that belongs to it.
@@ -48,6 +49,8 @@ pub struct OldSide {
     pub loops: Arc<AcceptLoops>,
     /// Counters to carry on.
     pub metrics: Arc<Metrics>,
+    /// Keys of session tickets to go on with.
+    pub tickets: Arc<TicketKeys>,
     /// Written to the end before this process leaves.
     pub access_log: Option<Arc<AccessLog>>,
     /// Where the new process listens.
@@ -253,7 +256,8 @@ impl OldSide {
                 .map_err(UpgradeError::at(step))?;
         }
         let metrics = self.metrics.encode();
-        say(channel, step, kind::STATE, &State { metrics })
+        let tickets = self.tickets.export();
+        say(channel, step, kind::STATE, &State { metrics, tickets })
     }
 
     /// Hands these pairs over, all or none: they are back in the relay threads on an error.
@@ -306,7 +310,11 @@ impl OldSide {
             }
         }
         let metrics = self.metrics.encode();
-        if let Err(error) = say(&channel, "leaving", kind::LAST, &State { metrics }) {
+        let last = State {
+            metrics,
+            tickets: None,
+        };
+        if let Err(error) = say(&channel, "leaving", kind::LAST, &last) {
             log::warn!("upgrade: the last counts are lost: {error}");
         }
         if let Some(log) = &self.access_log {
