@@ -3,9 +3,8 @@
 mod support;
 
 use openssl::ssl::SslVersion;
-use support::tls::{
-    Authority, Days, Identity, TlsClient, one_node, s_client, ssl, tls_config, tls_routes,
-};
+use support::s_client::s_client;
+use support::tls::{Authority, Days, Identity, TlsClient, one_node, ssl, tls_config, tls_routes};
 use support::*;
 
 fn apisix(broker: &Broker, ssls: &[String]) -> String {

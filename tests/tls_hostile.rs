@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use openssl::ssl::{HandshakeError, SslVersion};
 use support::client::show;
 use support::tls::{Authority, TlsClient, one_node, ssl, tls_config, tls_routes};
 use support::*;
@@ -69,6 +70,73 @@ fn garbage_half_handshakes_and_the_deadline() {
     proxy.wait_for_log("tls_timeout: TLS handshake not complete within 700ms");
     assert_eq!(broker.accepted(), 1);
     proxy.wait_until_idle(port);
+}
+
+/// A connection of which nothing is read yet.
+#[derive(Debug)]
+struct Deaf(std::net::TcpStream);
+
+impl std::io::Read for Deaf {
+    fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+        Err(std::io::ErrorKind::WouldBlock.into())
+    }
+}
+
+impl std::io::Write for Deaf {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_client_that_stops_after_the_servers_answer() {
+    let ca = Authority::new("root");
+    let broker = Broker::mqtt();
+    let port = free_port();
+    let more = "mqtt_proxy: {tls: {handshake_timeout: 0.7}}\n";
+    let ssls = [ssl("1", "a.test", &ca.issue(&["a.test"]), "")];
+    let routes = tls_routes(&one_node(broker.addr()), &ssls);
+    let files = Files::new(&tls_config(&[port], "", more), &routes);
+    let mut proxy = Proxy::start(&files, &[port]);
+    for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
+        let ssl = TlsClient::to(port).name("a.test").version(version).ssl();
+        let half = match ssl.connect(Deaf(Client::to(port).stream)) {
+            Err(HandshakeError::WouldBlock(half)) => half,
+            _ => panic!("nothing was read"),
+        };
+        let stream = half.get_ref().0.try_clone().unwrap();
+        let (bytes, _) = Client { stream }.read_to_end(SOON);
+        assert_eq!(bytes.first(), Some(&22), "the server's answer");
+    }
+    proxy.wait_for_log("tls_timeout: TLS handshake not complete within 700ms");
+    assert_eq!(broker.accepted(), 0);
+    proxy.wait_until_idle(port);
+}
+
+#[test]
+fn a_hello_of_16_kib_is_served_and_a_longer_one_refused() {
+    let ca = Authority::new("root");
+    let broker = Broker::mqtt();
+    let port = free_port();
+    let ssls = [ssl("1", "a.test", &ca.issue(&["a.test"]), "")];
+    let routes = tls_routes(&one_node(broker.addr()), &ssls);
+    let files = Files::new(&tls_config(&[port], "", ""), &routes);
+    let mut proxy = Proxy::start(&files, &[port]);
+    for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
+        let client = TlsClient::to(port).name("a.test").version(version);
+        let long = client.clone().longer_hello(15_900);
+        long.mqtt(&Connect::v311("device-1"))
+            .unwrap()
+            .expect_alive();
+        let error = client.longer_hello(16_384).connect().map(drop).unwrap_err();
+        assert!(error.contains("decode error"), "{error}");
+    }
+    proxy.wait_for_log("tls_client_hello: ClientHello is larger than 16 KiB");
+    assert_eq!(broker.accepted(), 2);
 }
 
 #[test]

@@ -3,13 +3,12 @@
 mod support;
 
 use openssl::ssl::SslVersion;
+use support::s_client::{Visitor, is_resumed};
 use support::tls::{
-    Authority, Days, Identity, TlsClient, one_node, s_client, ssl, tls_config, tls_routes, write,
+    Authority, Days, Identity, TlsClient, one_node, ssl, tls_config, tls_routes, write,
 };
 use support::*;
 
-/// The broker's answer in what `openssl s_client` prints.
-const CONNACK: &str = "\u{20}\u{2}\0\0";
 const VERSIONS: [SslVersion; 2] = [SslVersion::TLS1_2, SslVersion::TLS1_3];
 
 /// `client` of an ssl object.
@@ -108,7 +107,7 @@ fn a_revoked_certificate_is_refused_as_soon_as_the_list_says_so() {
     // A session of the stolen certificate, made while it was good, is worth nothing afterwards.
     let cert = write(files.dir(), "stolen.pem", &stolen.cert);
     let key = write(files.dir(), "stolen.key", &stolen.key);
-    let thief = Attack {
+    let thief = Visitor {
         port,
         folder: files.dir(),
         version: "-tls1_3",
@@ -193,47 +192,6 @@ fn the_verified_identity_is_a_hash_key() {
     }
 }
 
-/// Gets a session under one name and offers it under another, as an attacker would. The first
-/// value says whether the server took it, the second is all that was said.
-struct Attack<'a> {
-    port: u16,
-    folder: &'a std::path::Path,
-    version: &'a str,
-}
-
-impl Attack<'_> {
-    fn get_session(&self, name: &str, identity: &[&str]) {
-        let file = self.folder.join("session.pem");
-        let _ = std::fs::remove_file(&file);
-        let file = file.to_str().unwrap().to_owned();
-        let args = [
-            &[self.version, "-servername", name, "-sess_out", &file][..],
-            identity,
-        ]
-        .concat();
-        // The session of TLS 1.3 comes after the handshake and before CONNACK.
-        let said = s_client(self.port, &args, &Connect::v311("thief").build(), CONNACK);
-        assert!(said.contains("New, TLSv1."), "{said}");
-        assert!(std::path::Path::new(&file).exists(), "no session: {said}");
-    }
-
-    fn use_session(&self, name: &str) -> String {
-        let file = self.folder.join("session.pem");
-        let args = [
-            self.version,
-            "-servername",
-            name,
-            "-sess_in",
-            file.to_str().unwrap(),
-        ];
-        s_client(self.port, &args, &Connect::v311("thief").build(), CONNACK)
-    }
-}
-
-fn is_resumed(said: &str) -> bool {
-    said.contains("Reused, TLSv1.")
-}
-
 #[test]
 fn a_session_of_one_name_opens_no_other() {
     let (root, other) = (Authority::new("root"), Authority::new("other"));
@@ -252,7 +210,7 @@ fn a_session_of_one_name_opens_no_other() {
     let key = write(files.dir(), "device.key", &device.key);
     let identity = ["-cert", &*cert, "-key", &*key];
     for version in ["-tls1_2", "-tls1_3"] {
-        let attack = Attack {
+        let attack = Visitor {
             port,
             folder: files.dir(),
             version,
@@ -314,7 +272,7 @@ fn sessions_outlive_a_reload_that_changes_the_certificate() {
     let ssls = || [ssl("1", "a.test", &root.issue(&["a.test"]), "")];
     let (port, files, mut proxy) = start(&broker, &ssls());
     for version in ["-tls1_2", "-tls1_3"] {
-        let client = Attack {
+        let client = Visitor {
             port,
             folder: files.dir(),
             version,
@@ -345,7 +303,7 @@ fn two_proxies_with_one_key_file_resume_each_others_sessions() {
         Proxy::start(&other, &[second]),
     );
     for version in ["-tls1_2", "-tls1_3"] {
-        let at = |port| Attack {
+        let at = |port| Visitor {
             port,
             folder: files.dir(),
             version,
@@ -356,7 +314,7 @@ fn two_proxies_with_one_key_file_resume_each_others_sessions() {
     }
     // The keys rotate with the file: the old one still opens, then it is gone.
     for (keys, resumed) in [([[8; 80], [7; 80]].concat(), true), (vec![8; 80], false)] {
-        let client = Attack {
+        let client = Visitor {
             port: second,
             folder: files.dir(),
             version: "-tls1_2",
@@ -365,7 +323,7 @@ fn two_proxies_with_one_key_file_resume_each_others_sessions() {
         let mark = proxy.mark();
         files.replace("tickets.key", keys);
         proxy.wait_for_log_after(mark, "tickets.key reloaded");
-        let said = Attack { port, ..client }.use_session("a.test");
+        let said = Visitor { port, ..client }.use_session("a.test");
         assert_eq!(is_resumed(&said), resumed, "{said}");
     }
     let mark = proxy.mark();

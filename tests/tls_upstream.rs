@@ -149,6 +149,69 @@ fn verify_really_verifies_and_a_failed_handshake_is_a_failed_connect() {
 }
 
 #[test]
+fn authorities_of_the_proxy_and_certificates_from_the_environment() {
+    let (ca, other) = (Authority::new("root"), Authority::new("other"));
+    let (seen, _hellos) = std::sync::mpsc::channel();
+    let right = tls_broker(&ca.issue(&["127.0.0.1"]), seen.clone());
+    let wrong = tls_broker(&other.issue(&["127.0.0.1"]), seen);
+    let own = ca.issue(&["the-proxy"]);
+    let port = free_port();
+    let routes = |node: SocketAddr| {
+        let tls = ", tls: {verify: true, client_cert: $env://OUT_CERT, client_key: $env://OUT/key}";
+        tls_routes(&upstream(&[node], tls), &[])
+    };
+    let trusted = "  ssl: {ssl_trusted_certificate: trusted.pem}\n";
+    let listens = format!("      - \"127.0.0.1:{port}\"\n");
+    let files = Files::new(
+        &tls_config(&[], &format!("{listens}{trusted}"), ""),
+        &routes(right.addr()),
+    );
+    // A relative path starts at the folder of config.yaml.
+    files.replace("trusted.pem", ca.pem());
+    let mut proxy = Proxy::start_with(&files, &[local(port)], |command| {
+        command.env("OUT_CERT", &own.cert);
+        command.env("OUT", format!("{{\"key\": {:?}}}", own.key));
+        command.current_dir("/");
+    });
+    Client::mqtt(port, &Connect::v311("device-1")).expect_alive();
+    proxy.reload(|| files.replace_routes(routes(wrong.addr())));
+    let mut client = Client::to(port);
+    client.send(&Connect::v311("device-1").build());
+    client.expect_last(&[0x20, 2, 0, 3]);
+    proxy.wait_for_log("TLS handshake: certificate for 127.0.0.1");
+}
+
+#[test]
+fn check_says_once_for_each_upstream_what_is_not_verified() {
+    let ca = Authority::new("root");
+    let verified = format!("tls: {{verify: true, ca: {:?}}}", ca.pem());
+    let nodes = "scheme: tls, nodes: {\"10.0.0.1:8883\": 1, \"10.0.0.2:8883\": 1}";
+    let routes = format!(
+        "stream_routes:\n  - {{id: 1, upstream_id: silent}}\n  - {{id: 2, upstream_id: silent}}\n  \
+         - {{id: 3, server_port: 1, upstream: {{{nodes}}}}}\nupstreams:\n  - {{id: silent, {nodes}}}\n  \
+         - {{id: loose, {nodes}, tls: {{verify: false}}}}\n  - {{id: strict, {nodes}, {verified}}}\n  \
+         - {{id: plain, nodes: {{\"10.0.0.1:1883\": 1}}}}\n#END\n"
+    );
+    let files = Files::new(&config(&[free_port()]), &routes);
+    let ran = cli(&["check", "-c", files.config_path().to_str().unwrap()]);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    let told: Vec<&str> = ran
+        .stdout
+        .lines()
+        .filter(|line| line.contains("certificates are not verified"))
+        .collect();
+    assert_eq!(told.len(), 3, "{}", ran.all());
+    for place in [
+        "upstreams[0].tls",
+        "upstreams[1].tls",
+        "stream_routes[2].upstream.tls",
+    ] {
+        let found = told.iter().filter(|line| line.contains(place)).count();
+        assert_eq!(found, 1, "{place}: {}", ran.all());
+    }
+}
+
+#[test]
 fn mosquitto_with_tls_on_both_sides_and_client_certificates() {
     let ca = Authority::new("root");
     let dir = tempfile::tempdir().unwrap();

@@ -22,6 +22,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod ring;
+pub mod s_client;
 pub mod served;
 pub mod setup;
 pub mod tls;

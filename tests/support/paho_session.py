@@ -1,7 +1,9 @@
 """One story told with the paho client, in the MQTT version given: publish and subscribe with
 QoS 0, 1 and 2, a retained message, and a persistent session that survives a reconnect.
 
-usage: paho_session.py PORT VERSION SUBSCRIBER_ID PUBLISHER_ID READER_ID
+usage: paho_session.py PORT VERSION SUBSCRIBER_ID PUBLISHER_ID READER_ID [CA [CERT KEY]]
+
+With CA (a file), it connects over TLS to `localhost` and verifies who that is.
 """
 
 import queue
@@ -14,6 +16,8 @@ from paho.mqtt.properties import Properties
 PORT = int(sys.argv[1])
 VERSION = {"3": mqtt.MQTTv31, "4": mqtt.MQTTv311, "5": mqtt.MQTTv5}[sys.argv[2]]
 SUBSCRIBER, PUBLISHER, READER = sys.argv[3:6]
+TLS_FILES = sys.argv[6:]
+HOST = "localhost" if TLS_FILES else "127.0.0.1"
 WAIT = 10
 TOPIC = "paho/" + sys.argv[2]
 
@@ -27,6 +31,8 @@ class Session:
         self.events = queue.Queue()
         kind = {} if VERSION == mqtt.MQTTv5 else {"clean_session": not keep}
         self.client = mqtt.Client(client_id, protocol=VERSION, **kind)
+        if TLS_FILES:
+            self.client.tls_set(*TLS_FILES)
         self.client.on_connect = lambda c, u, flags, code, *rest: self.events.put(
             ("connected", int(code if isinstance(code, int) else code.value), flags)
         )
@@ -40,7 +46,7 @@ class Session:
             if self.keep:
                 properties.SessionExpiryInterval = 3600
             more = {"clean_start": clean_start, "properties": properties}
-        self.client.connect("127.0.0.1", PORT, 30, **more)
+        self.client.connect(HOST, PORT, 30, **more)
         self.client.loop_start()
         name, code, flags = self.events.get(timeout=WAIT)
         assert name == "connected" and code == 0, (name, code)

@@ -1,12 +1,10 @@
-//! Certificates made on the spot, TLS clients, and `openssl s_client`.
+//! Certificates made on the spot, and TLS clients.
 
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::process::Command;
 
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;
@@ -16,7 +14,8 @@ use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
 use openssl::rsa::Rsa;
 use openssl::ssl::{
-    HandshakeError, Ssl, SslContext, SslMethod, SslStream, SslVerifyMode, SslVersion,
+    ExtensionContext, HandshakeError, Ssl, SslContext, SslMethod, SslStream, SslVerifyMode,
+    SslVersion,
 };
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::{X509, X509Builder, X509NameBuilder};
@@ -235,7 +234,11 @@ pub struct TlsClient {
     versions: (Option<SslVersion>, Option<SslVersion>),
     ciphers: Option<String>,
     trust: Option<String>,
+    more: usize,
 }
+
+/// The type of an extension that nobody knows.
+const UNKNOWN_EXTENSION: u16 = 0xfa_fa;
 
 /// An established TLS connection.
 pub struct TlsTalk {
@@ -253,6 +256,7 @@ impl TlsClient {
             versions: (None, None),
             ciphers: None,
             trust: None,
+            more: 0,
         }
     }
 
@@ -286,7 +290,14 @@ impl TlsClient {
         self
     }
 
-    fn context(&self) -> SslContext {
+    /// With a ClientHello that is this much longer.
+    pub fn longer_hello(mut self, bytes: usize) -> Self {
+        self.more = bytes;
+        self
+    }
+
+    /// What it shakes hands with.
+    pub fn context(&self) -> SslContext {
         let mut builder = SslContext::builder(SslMethod::tls_client()).expect("context");
         builder.set_security_level(0);
         builder
@@ -309,6 +320,17 @@ impl TlsClient {
             let key = PKey::private_key_from_pem(identity.key.as_bytes()).expect("key");
             builder.set_private_key(&key).expect("key");
         }
+        if self.more > 0 {
+            let extension = vec![7; self.more];
+            builder
+                .add_custom_ext(
+                    UNKNOWN_EXTENSION,
+                    ExtensionContext::CLIENT_HELLO,
+                    move |_, _, _| Ok(Some(extension.clone())),
+                    |_, _, _, _| Ok(()),
+                )
+                .expect("an extension");
+        }
         match &self.trust {
             Some(pem) => {
                 for cert in X509::stack_from_pem(pem.as_bytes()).expect("PEM") {
@@ -327,19 +349,32 @@ impl TlsClient {
     /// What OpenSSL says, alerts of the server among it.
     pub fn connect(&self) -> Result<TlsTalk, String> {
         let socket = TcpStream::connect_timeout(&local(self.port), SOON).expect("connect");
-        socket.set_nodelay(true).expect("TCP_NODELAY");
         socket.set_read_timeout(Some(SOON)).expect("timeout");
         socket.set_write_timeout(Some(SOON)).expect("timeout");
+        self.over(socket)
+    }
+
+    /// Shakes hands on this connection.
+    ///
+    /// # Errors
+    /// As [`TlsClient::connect`].
+    pub fn over(&self, socket: TcpStream) -> Result<TlsTalk, String> {
+        socket.set_nodelay(true).expect("TCP_NODELAY");
+        match self.ssl().connect(socket) {
+            Ok(stream) => Ok(TlsTalk { stream }),
+            Err(HandshakeError::Failure(failed)) => Err(failed.error().to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The connection before its first byte.
+    pub fn ssl(&self) -> Ssl {
         let mut ssl = Ssl::new(&self.context()).expect("SSL");
         if let Some(name) = &self.name {
             ssl.set_hostname(name).expect("name");
             ssl.param_mut().set_host(name).expect("name");
         }
-        match ssl.connect(socket) {
-            Ok(stream) => Ok(TlsTalk { stream }),
-            Err(HandshakeError::Failure(failed)) => Err(failed.error().to_string()),
-            Err(error) => Err(error.to_string()),
-        }
+        ssl
     }
 
     /// Shakes hands and is accepted by an MQTT broker.
@@ -392,64 +427,6 @@ impl TlsTalk {
         let names = certificate.subject_name().entries_by_nid(Nid::COMMONNAME);
         names.last().expect("CN").data().to_string().expect("text")
     }
-}
-
-/// Runs `openssl s_client` against a port of 127.0.0.1, sends `input` once it has connected, and
-/// ends it when its output contains `until`, or it ends itself. The output is both its streams.
-pub fn s_client(port: u16, args: &[&str], input: &[u8], until: &str) -> String {
-    let mut child = Command::new("openssl")
-        .args(["s_client", "-connect", &format!("127.0.0.1:{port}")])
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("openssl (Debian: apt-get install openssl)");
-    let output = Arc::new(Mutex::new(Vec::new()));
-    let streams: [Box<dyn Read + Send>; 2] = [
-        Box::new(child.stdout.take().expect("piped")),
-        Box::new(child.stderr.take().expect("piped")),
-    ];
-    let readers: Vec<_> = streams
-        .into_iter()
-        .map(|mut stream| {
-            let output = Arc::clone(&output);
-            std::thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                    output
-                        .lock()
-                        .expect("output")
-                        .extend_from_slice(&buffer[..count]);
-                }
-            })
-        })
-        .collect();
-    let mut stdin = child.stdin.take();
-    let text = || String::from_utf8_lossy(&output.lock().expect("output")).into_owned();
-    if let Some(stdin) = &mut stdin {
-        let _ = stdin.write_all(input).and_then(|()| stdin.flush());
-    }
-    let start = Instant::now();
-    while !text().contains(until) && child.try_wait().expect("wait").is_none() {
-        assert!(
-            start.elapsed() < SOON,
-            "openssl s_client never printed {until:?}: {}",
-            text()
-        );
-        std::thread::sleep(std::time::Duration::from_millis(3));
-    }
-    drop(stdin);
-    while child.try_wait().expect("wait").is_none() {
-        if start.elapsed() > SOON {
-            let _ = child.kill();
-        }
-        std::thread::sleep(std::time::Duration::from_millis(3));
-    }
-    for reader in readers {
-        reader.join().expect("reader");
-    }
-    text()
 }
 
 /// Writes a text into a folder and gives its path.
