@@ -106,6 +106,21 @@ fn a_name_without_a_certificate_ends_with_its_alert() {
 }
 
 #[test]
+fn an_address_is_no_name_unless_a_certificate_has_it() {
+    let ca = Authority::new("root");
+    let ssls = [
+        ssl("1", "a.test", &ca.issue(&["fallback"]), ""),
+        ssl("2", "10.0.0.1", &ca.issue(&["address"]), ""),
+    ];
+    let setup = start("  ssl: {fallback_sni: a.test}\n", &ssls);
+    let shown = |name: &str| TlsClient::to(setup.port).name(name).certificate();
+    assert_eq!(shown("127.0.0.1").unwrap(), "fallback");
+    assert_eq!(shown("10.0.0.1").unwrap(), "address");
+    let error = shown("127.0.0.1.test").unwrap_err();
+    assert!(error.contains("unrecognized name"), "{error}");
+}
+
+#[test]
 fn rsa_beside_ecdsa_and_the_chain_of_each() {
     let root = Authority::new("root");
     let middle = root.intermediate("middle");

@@ -1,5 +1,6 @@
 //! The beginning of a connection: TLS, or not, by what its listener says.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -29,6 +30,22 @@ impl TlsPolicy {
         TlsPolicy {
             fallback_sni: fallback_sni.map(normal),
             handshake_timeout,
+        }
+    }
+
+    /// The name, or `fallback_sni` in place of an address for which there is no certificate. An
+    /// address is no server name [RFC 6066 §3], but mosquitto's clients send one all the same.
+    fn without_addresses(&self, name: Option<String>, table: &Table) -> Option<String> {
+        let is_address = name
+            .as_deref()
+            .is_some_and(|name| name.parse::<IpAddr>().is_ok());
+        match (&self.fallback_sni, &name) {
+            (Some(fallback), Some(sent))
+                if is_address && table.certificates().find(sent).is_none() =>
+            {
+                Some(fallback.clone())
+            }
+            _ => name,
         }
     }
 }
@@ -105,6 +122,7 @@ pub async fn open(
     if passes(mode, || passes_through(table, &socket, name.as_deref())) {
         return Ok(Opened::passed(socket, received, name));
     }
+    let name = policy.without_addresses(name, table);
     let served = match &name {
         None => Err(TlsError::NoName),
         Some(name) => table
