@@ -9,7 +9,7 @@ use std::process::Command;
 use support::mosquitto::{self, Mosquitto};
 use support::process::Process;
 use support::s_client::s_client;
-use support::tls::{Authority, TlsClient, one_node, ssl, tls_config, tls_routes, write};
+use support::tls::{Authority, TlsClient, before_a_broker, ssl, tls_config, write};
 use support::*;
 
 /// Runs the whole story of `paho_session.py` over TLS.
@@ -92,13 +92,7 @@ fn paho_and_mosquitto_clients_over_tls_and_mutual_tls() {
 #[test]
 fn what_openssl_is_told() {
     let ca = Authority::new("root");
-    let broker = Broker::mqtt();
-    let port = free_port();
-    let ssls = [ssl("1", "a.test", &ca.issue(&["a.test"]), "")];
-    let files = Files::new(
-        &tls_config(&[port], "", ""),
-        &tls_routes(&one_node(broker.addr()), &ssls),
-    );
+    let (broker, port, files) = before_a_broker(&ca, "");
     let proxy = Proxy::start(&files, &[port]);
     let trust = write(files.dir(), "ca.pem", &ca.pem());
     let told = |args: &[&str], until: &str| {
@@ -129,13 +123,7 @@ fn what_openssl_is_told() {
 #[test]
 fn renegotiation_is_refused() {
     let ca = Authority::new("root");
-    let broker = Broker::mqtt();
-    let port = free_port();
-    let ssls = [ssl("1", "a.test", &ca.issue(&["a.test"]), "")];
-    let files = Files::new(
-        &tls_config(&[port], "", ""),
-        &tls_routes(&one_node(broker.addr()), &ssls),
-    );
+    let (_broker, port, files) = before_a_broker(&ca, "");
     let mut proxy = Proxy::start(&files, &[port]);
     let mut other = TlsClient::to(port)
         .name("a.test")

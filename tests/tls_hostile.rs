@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use openssl::ssl::{HandshakeError, SslVersion};
 use support::client::show;
-use support::tls::{Authority, TlsClient, one_node, ssl, tls_config, tls_routes};
+use support::tls::{Authority, TlsClient, before_a_broker, one_node, ssl, tls_config, tls_routes};
 use support::*;
 
 /// The alert that ends the bytes which a client got.
@@ -23,12 +23,8 @@ fn alert(bytes: &[u8]) -> Option<u8> {
 #[test]
 fn garbage_half_handshakes_and_the_deadline() {
     let ca = Authority::new("root");
-    let broker = Broker::mqtt();
-    let port = free_port();
     let more = "mqtt_proxy: {tls: {handshake_timeout: 0.7, max_handshakes: 2}}\n";
-    let ssls = [ssl("1", "a.test", &ca.issue(&["a.test"]), "")];
-    let routes = tls_routes(&one_node(broker.addr()), &ssls);
-    let files = Files::new(&tls_config(&[port], "", more), &routes);
+    let (broker, port, files) = before_a_broker(&ca, more);
     let mut proxy = Proxy::start(&files, &[port]);
     for (sent, description) in [
         (&b"GET / HTTP/1.1\r\n\r\n"[..], 10),
@@ -95,12 +91,8 @@ impl std::io::Write for Deaf {
 #[test]
 fn a_client_that_stops_after_the_servers_answer() {
     let ca = Authority::new("root");
-    let broker = Broker::mqtt();
-    let port = free_port();
     let more = "mqtt_proxy: {tls: {handshake_timeout: 0.7}}\n";
-    let ssls = [ssl("1", "a.test", &ca.issue(&["a.test"]), "")];
-    let routes = tls_routes(&one_node(broker.addr()), &ssls);
-    let files = Files::new(&tls_config(&[port], "", more), &routes);
+    let (broker, port, files) = before_a_broker(&ca, more);
     let mut proxy = Proxy::start(&files, &[port]);
     for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
         let ssl = TlsClient::to(port).name("a.test").version(version).ssl();
@@ -120,11 +112,7 @@ fn a_client_that_stops_after_the_servers_answer() {
 #[test]
 fn a_hello_of_16_kib_is_served_and_a_longer_one_refused() {
     let ca = Authority::new("root");
-    let broker = Broker::mqtt();
-    let port = free_port();
-    let ssls = [ssl("1", "a.test", &ca.issue(&["a.test"]), "")];
-    let routes = tls_routes(&one_node(broker.addr()), &ssls);
-    let files = Files::new(&tls_config(&[port], "", ""), &routes);
+    let (broker, port, files) = before_a_broker(&ca, "");
     let mut proxy = Proxy::start(&files, &[port]);
     for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
         let client = TlsClient::to(port).name("a.test").version(version);

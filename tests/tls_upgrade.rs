@@ -4,19 +4,13 @@ mod support;
 
 use support::generations::Generations;
 use support::s_client::{Visitor, is_resumed};
-use support::tls::{Authority, TlsClient, one_node, ssl, tls_config, tls_routes};
+use support::tls::{Authority, TlsClient, before_a_broker};
 use support::*;
 
 #[test]
 fn sessions_of_the_old_process_are_resumed_by_the_new_one() {
     let root = Authority::new("root");
-    let broker = Broker::mqtt();
-    let port = free_port();
-    let ssls = [ssl("1", "a.test", &root.issue(&["a.test"]), "")];
-    let files = Files::new(
-        &tls_config(&[port], "", ""),
-        &tls_routes(&one_node(broker.addr()), &ssls),
-    );
+    let (_broker, port, files) = before_a_broker(&root, "");
     let mut proxy = Generations::start(&files, &[port]);
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let visitors: Vec<_> = ["-tls1_2", "-tls1_3"]
@@ -62,13 +56,7 @@ fn sessions_of_the_old_process_are_resumed_by_the_new_one() {
 #[test]
 fn a_process_that_starts_anew_knows_no_sessions() {
     let root = Authority::new("root");
-    let broker = Broker::mqtt();
-    let port = free_port();
-    let ssls = [ssl("1", "a.test", &root.issue(&["a.test"]), "")];
-    let files = Files::new(
-        &tls_config(&[port], "", ""),
-        &tls_routes(&one_node(broker.addr()), &ssls),
-    );
+    let (_broker, port, files) = before_a_broker(&root, "");
     let visitor = Visitor {
         port,
         folder: files.dir(),

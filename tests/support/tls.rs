@@ -20,8 +20,10 @@ use openssl::ssl::{
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::{X509, X509Builder, X509NameBuilder};
 
+use super::broker::Broker;
+use super::files::Files;
 use super::mqtt::{ACCEPTED, Connect, PINGREQ};
-use super::ports::local;
+use super::ports::{free_port, local};
 use super::wait::SOON;
 
 /// A certificate chain and its key, PEM.
@@ -466,4 +468,14 @@ pub fn one_node(addr: std::net::SocketAddr) -> String {
 /// An object of `ssls`; `more` begins with a comma.
 pub fn ssl(id: &str, names: &str, identity: &Identity, more: &str) -> String {
     format!("{{id: {id}, snis: [{names}], {}{more}}}", identity.yaml())
+}
+
+/// A broker, and the files of a proxy before it whose only port serves TLS for `a.test`; `more` is
+/// more text at the end of `config.yaml`.
+pub fn before_a_broker(ca: &Authority, more: &str) -> (Broker, u16, Files) {
+    let (broker, port) = (Broker::mqtt(), free_port());
+    let ssls = [ssl("1", "a.test", &ca.issue(&["a.test"]), "")];
+    let routes = tls_routes(&one_node(broker.addr()), &ssls);
+    let files = Files::new(&tls_config(&[port], "", more), &routes);
+    (broker, port, files)
 }
