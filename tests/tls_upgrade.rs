@@ -30,6 +30,7 @@ fn sessions_of_the_old_process_are_resumed_by_the_new_one() {
         .name("a.test")
         .mqtt(&Connect::v311("live"))
         .unwrap();
+    let mark = proxy.mark();
     proxy.begin_upgrade();
     for visitor in &visitors {
         let said = visitor.use_session("a.test");
@@ -37,10 +38,8 @@ fn sessions_of_the_old_process_are_resumed_by_the_new_one() {
     }
     live.expect_alive();
     drop(live);
-    // Sessions made before two upgrades, and the secret never on its way through the log.
-    wait_until("the old process to leave", SOON, || {
-        (proxy.processes().len() == 1).then_some(())
-    });
+    // Sessions made before two upgrades.
+    proxy.wait_until_taken_over(mark);
     for visitor in &visitors {
         visitor.get_session("a.test", &[]);
     }

@@ -362,7 +362,7 @@ fn a_second_upgrade_while_the_first_old_process_still_waits_loses_nobody() {
     wait_until("the old process to read the first half", SOON, || {
         all_read(port).then_some(())
     });
-    let first = proxy.current();
+    let (first, start) = (proxy.current(), proxy.mark());
     proxy.begin_upgrade();
     let second = proxy.current();
     // Refused or put off, both is well.
@@ -378,6 +378,7 @@ fn a_second_upgrade_while_the_first_old_process_still_waits_loses_nobody() {
     slow.expect_alive();
     settled.expect_alive();
     proxy.wait_until_gone(first);
+    proxy.wait_until_taken_over(start);
     if runs(second) {
         proxy.upgrade();
     }

@@ -115,12 +115,19 @@ impl Generations {
         send_signal(self.current, signal);
     }
 
-    /// Upgrades (SIGUSR2) and waits until the connections have moved and the old process has left.
+    /// Upgrades (SIGUSR2) and waits until the connections have moved, the old process has left and
+    /// the new one has heard of it: the next upgrade may begin.
     pub fn upgrade(&mut self) -> HandOver {
-        let old = self.current;
+        let (old, mark) = (self.current, self.mark());
         let moved = self.begin_upgrade();
         self.wait_until_gone(old);
+        self.wait_until_taken_over(mark);
         moved
+    }
+
+    /// Waits for the line behind `mark` in which the new process says that the old one has left.
+    pub fn wait_until_taken_over(&self, mark: usize) {
+        self.wait_for_output_after(mark, "connections taken over", SOON);
     }
 
     /// Upgrades (SIGUSR2) and waits until the connections have moved.
