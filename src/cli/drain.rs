@@ -11,6 +11,7 @@ use crate::session::connections::Connections;
 use crate::session::relay::Relays;
 use crate::systemd;
 use crate::telemetry::access_log::AccessLog;
+use crate::upgrade::control::Control;
 
 /// How long the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -30,11 +31,16 @@ pub(super) struct Leaving {
     pub relays: Arc<Relays>,
     /// The access log, if there is one.
     pub access_log: Option<Arc<AccessLog>>,
+    /// Where this process is found.
+    pub control: Option<Arc<Control>>,
 }
 
 impl Leaving {
     /// Ends the connections that are left and writes the last lines of the access log.
     pub fn last_words(&self) {
+        if let Some(control) = &self.control {
+            control.withdraw();
+        }
         for carried in self.relays.release() {
             carried.pair.shut_down();
         }

@@ -10,8 +10,11 @@ mod run;
 mod schema;
 mod signals;
 mod sockets;
+mod starting;
 mod status;
+mod upgrade;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -92,6 +95,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// Have the running proxy upgrade to the binary on disk, and say what came of it
+    Upgrade(upgrade::Options),
     /// Print the JSON Schema of a configuration file, for editors
     Schema {
         /// The file that the schema is for
@@ -162,6 +167,7 @@ pub fn main() -> ExitCode {
             format,
         } => explain::explain(&files, &connection, format),
         Command::Status { question, format } => status::status(&question, format),
+        Command::Upgrade(options) => upgrade::upgrade(&options),
         Command::Schema { file } => schema::print(file),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { command } => generate::man(command.as_deref()),
@@ -170,7 +176,8 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Failure::Running(what) = &failure {
-                eprintln!("mqtt-proxy: {what}");
+                // Where standard error cannot be written to, the exit code still says something.
+                let _ = writeln!(std::io::stderr(), "mqtt-proxy: {what}");
             }
             failure.exit_code()
         }

@@ -14,8 +14,9 @@ use tokio::sync::{Semaphore, watch};
 
 use super::drain::{Drain, Leaving};
 use super::notifier::Notifier;
-use super::signals::{Signals, Terminate};
-use super::sockets::{Sockets, activated, max_connections, none_to_spare};
+use super::signals::{Signals, Terminate, same_command_to_upgrade};
+use super::sockets::{Sockets, activated, max_connections, none_to_spare, raise_open_files};
+use super::starting::Starting;
 use super::{Failure, Files, check, pingora_conf};
 use crate::config::settings::{Settings, Workers};
 use crate::control::Control;
@@ -37,10 +38,9 @@ use crate::telemetry::endpoint::MetricsEndpoint;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::throttle::Throttle;
 use crate::tls;
-use crate::upgrade::UpgradeError;
 use crate::upgrade::new_side::{self, Arrivals};
 use crate::upgrade::old_side::OldSide;
-use crate::upgrade::socket_path;
+use crate::upgrade::{self, UpgradeError, nodes, socket_path};
 use crate::upstream;
 
 /// What is logged unless `RUST_LOG` says otherwise. Pingora narrates its start at INFO, and what is
@@ -82,11 +82,20 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     first_load(&source, files.strict, upgrade)?;
     let access_log = access_log(&settings, files, &metrics)?;
     let meeting = socket_path::of(&files.config);
+    let open_files = raise_open_files();
     let mut inherited = None;
     if upgrade {
         // Everything that can be wrong here has been found by now; the old process has lost nothing.
         let meeting = meeting.as_ref().map_err(|error| upgrading(error))?;
-        inherited = Some(new_side::receive(meeting).map_err(|error| upgrading(&error))?);
+        let place = meeting.clone();
+        let received = signals.unless_ended(move || new_side::receive(&place));
+        let Some(received) = received.map_err(running)? else {
+            log::info!("asked to end; not waiting for the process to take over from any more");
+            // Nobody is to come to it.
+            let _ = std::fs::remove_file(meeting);
+            return Ok(());
+        };
+        inherited = Some(received.map_err(|error| upgrading(&error))?);
     }
     if let Some(inherited) = &mut inherited {
         sockets.extend(std::mem::take(&mut inherited.listeners));
@@ -98,13 +107,14 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
                 "upgrade: sessions of the old process are not resumed: its keys are {error}"
             );
         }
+        nodes::restore(&table.load(), &inherited.state.nodes);
     }
-    let sockets = Sockets::open(&settings, &metrics, sockets).inspect_err(|failure| {
+    let mut sockets = Sockets::open(&settings, &metrics, sockets).inspect_err(|failure| {
         if let (Some(inherited), Failure::Running(why)) = (&inherited, failure) {
             inherited.refuse(why);
         }
     })?;
-    let limit = max_connections(&settings, sockets.clients.len());
+    let limit = max_connections(&settings, sockets.clients.len(), open_files);
     metrics.connections_limit(limit);
     let conf = server_conf(&settings)?;
     let threads = conf.threads;
@@ -113,48 +123,63 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let relays = Arc::new(Relays::new(threads));
     let places = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
     let (accepting, accepts) = watch::channel(true);
+    let (given_up, is_given_up) = watch::channel(Vec::new());
     let (started, has_started) = mpsc::channel();
     let loops: Arc<AcceptLoops> = Arc::default();
-    let taking_over = Arc::default();
+    let taking_over = Arc::new(AtomicBool::new(inherited.is_some()));
     let runtime: Arc<OnceLock<Handle>> = Arc::default();
     let admission = Admission {
         places: places.clone(),
         connections: connections.clone(),
         accepting: accepts.clone(),
         loops: loops.clone(),
+        given_up: is_given_up,
         started,
         runtime: runtime.clone(),
     };
+    let upgrade_control = meeting.as_ref().ok().map(|meeting| {
+        let path = socket_path::control_beside(meeting);
+        Arc::new(upgrade::control::Control::at(path))
+    });
     let leaving = Leaving {
         relays: relays.clone(),
         access_log: access_log.clone(),
+        control: upgrade_control.clone(),
     };
     signals.set_leaving(leaving.clone());
     let mut old_side = None;
-    match meeting {
-        Ok(socket) => {
+    match (meeting, &upgrade_control) {
+        (Ok(socket), Some(control)) => {
             let listeners = sockets.clones().map_err(running)?;
             let upgrade = Arc::new(OldSide {
                 relays: relays.clone(),
                 connections: connections.clone(),
+                table: table.clone(),
                 accepting,
                 loops,
+                given_up,
                 metrics: metrics.clone(),
                 tickets: source.tls.tickets.clone(),
                 access_log: access_log.clone(),
                 socket,
+                control: control.clone(),
                 taking_over: Arc::clone(&taking_over),
                 listeners: Mutex::new(listeners),
                 busy: AtomicBool::new(false),
                 leaving: AtomicBool::new(false),
             });
             signals.set_upgrade(upgrade.clone());
+            let begun = upgrade.clone();
+            control.on_upgrade(move |report| {
+                begun.begin(Some(same_command_to_upgrade()), report);
+            });
             old_side = Some(upgrade);
         }
-        Err(error) => log::warn!("this process cannot be upgraded: {error}"),
+        (Err(error), _) => log::warn!("this process cannot be upgraded: {error}"),
+        (Ok(_), None) => {}
     }
-    match inherited {
-        Some(inherited) => {
+    let starting = match (inherited, upgrade_control) {
+        (Some(inherited), Some(control)) => {
             let arrivals = Arrivals {
                 relays: relays.clone(),
                 connections: connections.clone(),
@@ -165,13 +190,18 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
                 taking_over,
                 succeeded: AtomicBool::new(false),
                 access_log: access_log.clone(),
+                control,
+                without: std::mem::take(&mut sockets.without),
             };
-            arrivals.take(inherited, has_started);
+            Starting::with(move || arrivals.take(&inherited, &has_started))
         }
-        None => {
-            std::thread::spawn(move || has_started.recv().map(|()| systemd::ready()));
-        }
-    }
+        (_, control) => Starting::with(move || {
+            if has_started.recv().is_ok() {
+                systemd::ready();
+                control.iter().for_each(|control| control.publish());
+            }
+        }),
+    };
     let control = Arc::new(Control {
         table: table.clone(),
         source: source.clone(),
@@ -216,6 +246,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     server.add_service(background_service("signals", signals));
+    server.add_service(background_service("starting", starting));
     server.add_service(background_service(
         "drain",
         Drain {
@@ -257,10 +288,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
             metrics: metrics.clone(),
             path: configured.path.clone(),
         });
-        let admission = Admission {
-            loops: admission.loops.clone(),
-            ..apart(&admission, MAX_SCRAPES)
-        };
+        let admission = apart(&admission, MAX_SCRAPES);
         let sockets = vec![socket];
         server.add_service(ListenService::new(
             "metrics",
@@ -298,7 +326,9 @@ fn apart(clients: &Admission, places: usize) -> Admission {
         places: Arc::new(Semaphore::new(places)),
         connections: Arc::default(),
         accepting: clients.accepting.clone(),
+        // Nobody waits for it to pause: a scrape more is no client.
         loops: Arc::default(),
+        given_up: clients.given_up.clone(),
         started: mpsc::channel().0,
         runtime: Arc::default(),
     }

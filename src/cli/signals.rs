@@ -4,15 +4,16 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::background::BackgroundService;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::drain::Leaving;
+use crate::upgrade::control::Report;
 use crate::upgrade::old_side::OldSide;
 
 /// Handles the signals of the process from start to end: a Pingora background service.
@@ -54,6 +55,33 @@ impl Signals {
         })
     }
 
+    /// Does the work in a thread of its own and waits for it, unless a signal asks this process to
+    /// end: `None` then.
+    ///
+    /// # Errors
+    /// When there is no descriptor or no thread for it.
+    pub fn unless_ended<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<Option<T>> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some([_, terminate, interrupt, ..]) = received.as_mut() else {
+            return Ok(Some(work()));
+        };
+        let (done, has_done) = oneshot::channel();
+        std::thread::Builder::new().spawn(move || done.send(work()))?;
+        Ok(runtime.block_on(async {
+            tokio::select! {
+                result = has_done => result.ok(),
+                _ = terminate.recv() => None,
+                _ = interrupt.recv() => None,
+            }
+        }))
+    }
+
     /// Makes upgrades possible.
     pub fn set_upgrade(&self, upgrade: Arc<OldSide>) {
         // Set once, by `run`.
@@ -92,7 +120,7 @@ impl Signals {
     /// Hands over to a new process: to the one that `start` starts, or to one that waits already.
     fn hand_over(&self, start: Option<Command>) {
         match self.upgrade.get() {
-            Some(upgrade) => upgrade.begin(start),
+            Some(upgrade) => upgrade.begin(start, Report::default()),
             None => log::error!("this process cannot be upgraded; see its first log lines"),
         }
     }
@@ -156,7 +184,7 @@ impl BackgroundService for Signals {
 
 /// What is on disk now under the name by which this process was started, with the same arguments.
 /// The name and not the file that runs: a link may lead to a newer version since.
-fn same_command_to_upgrade() -> Command {
+pub(super) fn same_command_to_upgrade() -> Command {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| "mqtt-proxy".into());
     let mut command = Command::new(name);

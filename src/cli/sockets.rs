@@ -15,9 +15,7 @@ use crate::config::settings::{self, Settings};
 use crate::control::service::Door;
 use crate::session::listener::{Listener, TlsListener, TlsMode, bind, prepare};
 use crate::telemetry::metrics::Metrics;
-
-/// Descriptors that are not connections: files, epoll, resolver sockets, the log.
-const OTHER_DESCRIPTORS: u64 = 96;
+use crate::upgrade::new_side::OTHER_DESCRIPTORS;
 
 /// A listener and its socket.
 type Bound = (Arc<Listener>, TcpListener);
@@ -76,6 +74,8 @@ pub(super) struct Sockets {
     pub control: Option<Door>,
     /// The one of the status server, if there is to be one.
     pub status: Option<Door>,
+    /// Those of the process before this one that this configuration does not have.
+    pub without: Vec<SocketAddr>,
 }
 
 impl Sockets {
@@ -138,6 +138,7 @@ impl Sockets {
             metrics,
             control,
             status,
+            without: inherited.into_keys().collect(),
         })
     }
 
@@ -191,18 +192,25 @@ fn tls_mode(listener: &settings::Listener) -> Option<TlsMode> {
     }
 }
 
-/// How many client connections may live at a time: each takes two descriptors. The soft limit of
-/// open files is raised to the hard one first.
-pub(super) fn max_connections(settings: &Settings, listeners: usize) -> usize {
+/// Raises the soft limit of open files to the hard one; gives the limit, `None` for none.
+pub(super) fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    let open_files = match setrlimit(Resource::Nofile, raised) {
+    match setrlimit(Resource::Nofile, raised) {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
-    };
+    }
+}
+
+/// How many client connections may live at a time with so many open files: each takes two.
+pub(super) fn max_connections(
+    settings: &Settings,
+    listeners: usize,
+    open_files: Option<u64>,
+) -> usize {
     // A listener has a second descriptor for an upgrade.
     let reserved = OTHER_DESCRIPTORS + 2 * listeners as u64;
     let possible = open_files.map_or(u64::MAX, |files| files.saturating_sub(reserved) / 2);

@@ -101,6 +101,10 @@ impl<A: ServerApp + Send + Sync + 'static> Door for PlainDoor<A> {
         self.socket.as_fd()
     }
 
+    fn address(&self) -> SocketAddr {
+        self.listener.address
+    }
+
     fn accept(&self, again: Again) -> Accepted {
         let Ok(permit) = self.places.clone().try_acquire_owned() else {
             let places = self.places.clone();

@@ -7,7 +7,7 @@
 //! all others in tasks of the runtime.
 
 use std::io;
-use std::net::TcpListener as StdListener;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
@@ -16,13 +16,13 @@ use async_trait::async_trait;
 use pingora_core::apps::ServerApp;
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::Service;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::client_stream::{ClientSocket, ClientStream};
-use super::connections::Connections;
+use super::connections::{Connections, Live};
 use super::door::PlainDoor;
 use super::listener::Listener;
 use super::relay::Relays;
@@ -55,6 +55,8 @@ pub struct Admission {
     pub accepting: watch::Receiver<bool>,
     /// Which accept loops there are and which have heard that they do not accept.
     pub loops: Arc<AcceptLoops>,
+    /// Listeners on which that process does not accept: they are closed.
+    pub given_up: watch::Receiver<Vec<SocketAddr>>,
     /// Told once all listeners accept.
     pub started: mpsc::Sender<()>,
     /// Where the runtime that serves them is put, for whoever watches its progress.
@@ -66,12 +68,24 @@ pub struct Admission {
 pub struct AcceptLoops {
     all: AtomicUsize,
     paused: AtomicUsize,
+    have_given_up: AtomicUsize,
 }
 
 impl AcceptLoops {
     /// Whether every loop has heard it.
     pub fn are_paused(&self) -> bool {
         self.paused.load(Ordering::SeqCst) >= self.all.load(Ordering::SeqCst)
+    }
+
+    /// Called before listeners are given up.
+    pub fn about_to_give_up(&self) {
+        self.have_given_up.store(0, Ordering::SeqCst);
+    }
+
+    /// Whether every loop has given up those of its listeners that were to be given up, and has
+    /// counted who was in their queues.
+    pub fn have_given_up(&self) -> bool {
+        self.have_given_up.load(Ordering::SeqCst) >= self.all.load(Ordering::SeqCst)
     }
 }
 
@@ -152,8 +166,20 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListenService<A> {
 /// One accept loop: what it does when it is told to accept or not to.
 struct Turn {
     accepting: watch::Receiver<bool>,
+    given_up: watch::Receiver<Vec<SocketAddr>>,
     stopped: ShutdownWatch,
     loops: Arc<AcceptLoops>,
+    paused: bool,
+}
+
+/// What a loop that has paused hears.
+enum Heard {
+    /// It is to accept again.
+    Accept,
+    /// The process is leaving.
+    Stop,
+    /// Another process serves, and nobody accepts on these any more.
+    GiveUp(Vec<SocketAddr>),
 }
 
 impl Turn {
@@ -162,8 +188,10 @@ impl Turn {
         loops.all.fetch_add(1, Ordering::SeqCst);
         Turn {
             accepting: admission.accepting.clone(),
+            given_up: admission.given_up.clone(),
             stopped: shutdown.clone(),
             loops,
+            paused: false,
         }
     }
 
@@ -172,15 +200,33 @@ impl Turn {
         until(&mut self.accepting, false).await;
     }
 
-    /// Another process accepts now; waits in case this one has to go on, and says whether it has.
-    async fn comes_again(&mut self) -> bool {
-        self.loops.paused.fetch_add(1, Ordering::SeqCst);
-        let again = tokio::select! {
-            () = until(&mut self.stopped, true) => false,
-            () = until(&mut self.accepting, true) => true,
+    /// Another process accepts now; waits for what this one is to do next. After
+    /// [`Heard::GiveUp`], the loop says what it did and is still paused.
+    async fn hears(&mut self) -> Heard {
+        if !std::mem::replace(&mut self.paused, true) {
+            self.loops.paused.fetch_add(1, Ordering::SeqCst);
+        }
+        let heard = tokio::select! {
+            () = until(&mut self.stopped, true) => Heard::Stop,
+            () = until(&mut self.accepting, true) => Heard::Accept,
+            Ok(()) = self.given_up.changed() => {
+                return Heard::GiveUp(self.given_up.borrow_and_update().clone());
+            }
         };
+        self.paused = false;
         self.loops.paused.fetch_sub(1, Ordering::SeqCst);
-        again
+        heard
+    }
+
+    /// The listeners are given up, and this loop has others.
+    fn has_given_up(&self) {
+        self.loops.have_given_up.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The only listener of this paused loop is given up.
+    fn leaves(self) {
+        self.loops.all.fetch_sub(1, Ordering::SeqCst);
+        self.loops.paused.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -190,19 +236,25 @@ async fn follow(relays: Arc<Relays>, admission: Admission, shutdown: ShutdownWat
     let mut stopped = shutdown;
     loop {
         tokio::select! {
-            () = until(&mut stopped, true) => break,
+            () = until(&mut stopped, true) => return relays.stop_listening(),
             () = turn.is_over() => {}
         }
         relays.pause_listening().await;
-        match turn.comes_again().await {
-            true => relays.resume_listening(),
-            false => break,
+        loop {
+            match turn.hears().await {
+                Heard::Accept => break relays.resume_listening(),
+                Heard::Stop => return relays.stop_listening(),
+                Heard::GiveUp(addresses) => {
+                    relays.give_up(addresses.into()).await;
+                    turn.has_given_up();
+                }
+            }
         }
     }
-    relays.stop_listening();
 }
 
-/// Accepts until the shutdown begins; then the socket closes.
+/// Accepts until the shutdown begins, or another process serves that does not have this listener;
+/// then the socket closes.
 pub(crate) async fn accept<A: ServerApp + Send + Sync + 'static>(
     app: Arc<A>,
     listener: Arc<Listener>,
@@ -211,11 +263,6 @@ pub(crate) async fn accept<A: ServerApp + Send + Sync + 'static>(
     mut shutdown: ShutdownWatch,
 ) {
     let mut turn = Turn::new(&admission, &shutdown);
-    let Admission {
-        places,
-        connections,
-        ..
-    } = admission;
     let throttle = Throttle::default();
     let mut stopped = shutdown.clone();
     let stop = until(&mut stopped, true);
@@ -223,41 +270,42 @@ pub(crate) async fn accept<A: ServerApp + Send + Sync + 'static>(
     loop {
         let accepted = tokio::select! {
             () = &mut stop => return,
-            () = turn.is_over() => match turn.comes_again().await {
-                true => continue,
-                false => return,
-            },
+            () = turn.is_over() => {
+                let gives_up = loop {
+                    match turn.hears().await {
+                        Heard::Accept => break false,
+                        Heard::Stop => return,
+                        Heard::GiveUp(addresses) if addresses.contains(&listener.address) => {
+                            break true;
+                        }
+                        Heard::GiveUp(_) => turn.has_given_up(),
+                    }
+                };
+                if !gives_up {
+                    continue;
+                }
+                // Whoever came before it was known that nobody accepts any more is served. The
+                // runtime may not have heard of all of them yet, the socket itself has.
+                let queued = socket.into_std().and_then(take_queued).unwrap_or_default();
+                let queued: Vec<_> = queued
+                    .into_iter()
+                    .map(|(stream, client)| (stream, client, admission.connections.enter()))
+                    .collect();
+                turn.leaves();
+                for accepted in queued {
+                    admit(&app, &listener, &admission, &shutdown, accepted).await;
+                }
+                return;
+            }
             accepted = socket.accept() => accepted,
         };
         match accepted {
             Ok((stream, client)) => {
-                let live = connections.enter();
-                let admitted = async {
-                    // The semaphores are never closed.
-                    let handshake = match &listener.tls {
-                        Some(tls) => Some(tls.handshakes.clone().acquire_owned().await.ok()?),
-                        None => None,
-                    };
-                    let permit = places.clone().acquire_owned().await.ok()?;
-                    Some((permit, handshake))
-                };
-                let admitted = tokio::select! {
+                let accepted = (stream, client, admission.connections.enter());
+                tokio::select! {
                     () = &mut stop => return,
-                    admitted = admitted => admitted,
-                };
-                let Some((permit, handshake)) = admitted else {
-                    return;
-                };
-                let connection = Box::new(ClientStream {
-                    socket: ClientSocket::Registered(stream),
-                    client,
-                    listener: listener.clone(),
-                    permit,
-                    live,
-                    handshake,
-                });
-                let (app, shutdown) = (app.clone(), shutdown.clone());
-                tokio::spawn(async move { app.process_new(connection, &shutdown).await });
+                    () = admit(&app, &listener, &admission, &shutdown, accepted) => {}
+                }
             }
             Err(error) if is_exhausted(&error) => {
                 if let Some(more) = throttle.admit("accept") {
@@ -271,6 +319,54 @@ pub(crate) async fn accept<A: ServerApp + Send + Sync + 'static>(
             }
             // The client was gone before it was accepted.
             Err(error) => log::debug!("accept on {}: {error}", listener.address),
+        }
+    }
+}
+
+/// Gives the connection to `app` once there is a place for it.
+async fn admit<A: ServerApp + Send + Sync + 'static>(
+    app: &Arc<A>,
+    listener: &Arc<Listener>,
+    admission: &Admission,
+    shutdown: &ShutdownWatch,
+    (stream, client, live): (TcpStream, SocketAddr, Live),
+) {
+    // The semaphores are never closed.
+    let handshake = match &listener.tls {
+        Some(tls) => match tls.handshakes.clone().acquire_owned().await {
+            Ok(handshake) => Some(handshake),
+            Err(_) => return,
+        },
+        None => None,
+    };
+    let Ok(permit) = admission.places.clone().acquire_owned().await else {
+        return;
+    };
+    let connection = Box::new(ClientStream {
+        socket: ClientSocket::Registered(stream),
+        client,
+        listener: listener.clone(),
+        permit,
+        live,
+        handshake,
+    });
+    let (app, shutdown) = (app.clone(), shutdown.clone());
+    tokio::spawn(async move { app.process_new(connection, &shutdown).await });
+}
+
+/// Every connection that the kernel has completed on this socket. The socket is closed.
+fn take_queued(socket: StdListener) -> io::Result<Vec<(TcpStream, SocketAddr)>> {
+    let mut queued = Vec::new();
+    loop {
+        match socket.accept() {
+            Ok((stream, client)) => {
+                stream.set_nonblocking(true)?;
+                queued.push((TcpStream::from_std(stream)?, client));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(queued),
+            // The client was gone before it was accepted.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(_) => return Ok(queued),
         }
     }
 }

@@ -17,14 +17,15 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 const MAGIC: [u8; 4] = *b"MQPU";
 const HEADER: usize = 12;
 /// Descriptors in one frame; the kernel takes 253.
 pub const MAX_DESCRIPTORS: usize = 240;
-/// The longest payload: what a batch of pairs may owe, and room for their records.
-pub const MAX_PAYLOAD: usize = 512 * 1024 * 1024;
+/// The longest payload: what a batch of pairs owes at most in any version (2 MiB each), and room
+/// for their records.
+pub const MAX_PAYLOAD: usize = 256 * 1024 * 1024;
 /// A payload is read in pieces of this size, so that memory follows what arrives.
 const PIECE: usize = 1024 * 1024;
 
@@ -53,13 +54,20 @@ impl Channel {
     /// # Errors
     /// When it is another user's, or the socket cannot be set up.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
-        let peer = socket_peercred(&stream)?;
-        if peer.uid != rustix::process::geteuid() && !peer.uid.is_root() {
-            let what = format!("the peer is a process of user {}", peer.uid.as_raw());
-            return Err(io::Error::new(ErrorKind::PermissionDenied, what));
-        }
-        let peer = pidfd_open(peer.pid, PidfdFlags::empty())?;
+        let pid = trusted_peer(&stream)?;
+        let peer = pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Channel { stream, peer })
+    }
+
+    /// The peer goes on as this process: it has become a daemon.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn peer_is_now(&mut self, pid: u32) -> io::Result<()> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or(ErrorKind::InvalidData)?;
+        self.peer = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(())
     }
 
     /// Whether the process at the other end has ended, or ends within this time. That a channel
@@ -170,6 +178,19 @@ impl Channel {
         // The peer may be gone already.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
+}
+
+/// The process at the other end, which must be one of this user or of root.
+///
+/// # Errors
+/// When it is another user's.
+pub fn trusted_peer(stream: &UnixStream) -> io::Result<Pid> {
+    let peer = socket_peercred(stream)?;
+    if peer.uid != rustix::process::geteuid() && !peer.uid.is_root() {
+        let what = format!("the peer is a process of user {}", peer.uid.as_raw());
+        return Err(io::Error::new(ErrorKind::PermissionDenied, what));
+    }
+    Ok(peer.pid)
 }
 
 #[cfg(test)]

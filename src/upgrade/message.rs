@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::UpgradeError;
 use super::channel::{Channel, Frame};
+use super::nodes::NodeRecord;
 use crate::tls::tickets::ExportedKeys;
 
 /// Kinds of frames. A number is never used for anything else later.
@@ -20,7 +21,7 @@ pub mod kind {
     pub const LISTENERS: u8 = 4;
     /// Old to new, [`State`](super::State): all listeners are sent.
     pub const STATE: u8 = 5;
-    /// New to old: it accepts on every listener.
+    /// New to old, [`Listening`](super::Listening): it accepts on every listener.
     pub const LISTENING: u8 = 6;
     /// Old to new, pairs as in [`record`](super::super::record), two descriptors for each.
     pub const PAIRS: u8 = 7;
@@ -41,6 +42,12 @@ pub struct Hello {
     pub version: String,
     /// Process id.
     pub pid: u32,
+    /// Old side: how many live connections it has, so that the new one knows what it takes.
+    #[serde(default)]
+    pub connections: usize,
+    /// Old side: how many listening sockets it has.
+    #[serde(default)]
+    pub listeners: usize,
 }
 
 impl Hello {
@@ -50,6 +57,8 @@ impl Hello {
             protocol: super::PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            connections: 0,
+            listeners: 0,
         }
     }
 }
@@ -62,13 +71,29 @@ pub struct Listeners {
 }
 
 /// What carries on besides sockets.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct State {
     /// The metrics, as a scrape shows them.
+    #[serde(default)]
     pub metrics: String,
     /// Keys of session tickets, where no file says what they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tickets: Option<ExportedKeys>,
+    /// What is known about nodes.
+    #[serde(default)]
+    pub nodes: Vec<NodeRecord>,
+}
+
+/// The new process accepts.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Listening {
+    /// Listeners of the old process that the new configuration does not have: nobody accepts on
+    /// them from now on.
+    #[serde(default)]
+    pub without: Vec<SocketAddr>,
+    /// Its process id, which is not that of its [`Hello`] once it has become a daemon.
+    #[serde(default)]
+    pub pid: Option<u32>,
 }
 
 /// Sends a message without descriptors.

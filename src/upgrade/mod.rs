@@ -8,10 +8,13 @@
 //! Connections that are still on their way to a broker finish it in the old process and follow.
 
 pub mod channel;
+pub mod control;
 pub mod message;
 pub mod new_side;
+pub mod nodes;
 pub mod old_side;
 pub mod record;
+mod sending;
 pub mod socket_path;
 
 use std::io;
@@ -87,6 +90,11 @@ impl UpgradeError {
             UpgradeError::Channel { .. } | UpgradeError::Unexpected { .. } => "broken",
             UpgradeError::Died => "died",
         }
+    }
+
+    /// Whether the new process refused its configuration.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, UpgradeError::Ended(status) if status.code() == Some(78))
     }
 
     /// Puts an error of the socket down to a step.

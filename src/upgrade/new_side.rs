@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
 use socket2::SockRef;
 use tokio::sync::Semaphore;
 
 use super::channel::Channel;
-use super::message::{Hello, Listeners, State, hear, kind, read, say};
+use super::control::Control;
+use super::message::{Hello, Listeners, Listening, State, hear, kind, read, say};
 use super::record::{PairRecord, decode};
 use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, SUCCEEDED, UpgradeError};
 use crate::session::connections::Connections;
@@ -71,6 +73,10 @@ pub fn receive(socket: &Path) -> Result<Inherited, UpgradeError> {
         let _ = say(&channel, step, kind::REFUSED, &why);
         return Err(UpgradeError::Refused(why));
     }
+    if let Err(why) = enough_descriptors(&hello) {
+        let _ = say(&channel, step, kind::REFUSED, &why);
+        return Err(UpgradeError::Refused(why));
+    }
     log::info!(
         "upgrade: taking over from process {} (version {})",
         hello.pid,
@@ -78,6 +84,25 @@ pub fn receive(socket: &Path) -> Result<Inherited, UpgradeError> {
     );
     say(&channel, step, kind::READY, &Hello::own())?;
     receive_listeners(channel)
+}
+
+/// Whether what the old process has can be taken: said before anything of it stands still.
+fn enough_descriptors(hello: &Hello) -> Result<(), String> {
+    let Hello {
+        connections,
+        listeners,
+        ..
+    } = *hello;
+    // Each listener has a second one, for the upgrade after this one.
+    let needed = OTHER_DESCRIPTORS + 2 * (connections as u64).saturating_add(listeners as u64);
+    match getrlimit(Resource::Nofile).maximum {
+        Some(limit) if limit < needed => Err(format!(
+            "{connections} connections and {listeners} listeners take {needed} open files, the \
+             limit of process {} is {limit}",
+            std::process::id()
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn receive_listeners(channel: Channel) -> Result<Inherited, UpgradeError> {
@@ -134,41 +159,47 @@ pub struct Arrivals {
     pub succeeded: AtomicBool,
     /// Where their end is logged.
     pub access_log: Option<Arc<AccessLog>>,
+    /// Where this process is found from then on.
+    pub control: Arc<Control>,
+    /// Listeners of the old process that this configuration does not have.
+    pub without: Vec<SocketAddr>,
 }
 
 /// Routes of this process by id.
 type Routes<'a> = HashMap<&'a str, &'a Arc<Route>>;
 
+/// Descriptors that are not connections: files, epoll, resolver sockets, the log.
+pub const OTHER_DESCRIPTORS: u64 = 64;
+
 /// How long the old process may take to be gone once its end of the channel is closed.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 impl Arrivals {
-    /// Takes the live connections in a thread of its own, from the moment when this process
-    /// accepts (`accepting` says so) until the old one has no more. When the old one stays, this
-    /// one leaves.
-    pub fn take(self, inherited: Inherited, accepting: Receiver<()>) {
-        self.taking_over.store(true, Ordering::SeqCst);
-        std::thread::spawn(move || {
-            let started = accepting.recv_timeout(START_LIMIT + STEP_LIMIT);
-            let mut taken = 0;
-            let result = match started {
-                Ok(()) => self.take_all(&inherited, &mut taken),
-                Err(_) => Err(UpgradeError::Unexpected {
-                    step: "starting to accept",
-                }),
-            };
-            self.taking_over.store(false, Ordering::SeqCst);
-            match result {
-                Ok(()) => log::info!("upgrade: complete, {taken} connections taken over"),
-                Err(error) if taken > 0 => {
+    /// Takes the live connections, from the moment when this process accepts (`accepting` says
+    /// so) until the old one has no more. When the old one stays, this process exits.
+    pub fn take(self, inherited: &Inherited, accepting: &Receiver<()>) {
+        let started = accepting.recv_timeout(START_LIMIT + STEP_LIMIT);
+        let mut taken = 0;
+        let result = match started {
+            Ok(()) => self.take_all(inherited, &mut taken),
+            Err(_) => Err(UpgradeError::Unexpected {
+                step: "starting to accept",
+            }),
+        };
+        self.taking_over.store(false, Ordering::SeqCst);
+        match result {
+            Ok(()) => log::info!("upgrade: complete, {taken} connections taken over"),
+            Err(error) => {
+                // The old process would wait for an answer, and the connections with it.
+                inherited.refuse(&error.to_string());
+                if taken > 0 {
                     log::error!("upgrade: the last connections stay in the old process: {error}");
-                }
-                Err(error) => {
+                } else {
                     log::error!("upgrade: not taken over, the old process goes on: {error}");
                     std::process::exit(1);
                 }
             }
-        });
+        }
     }
 
     fn take_all(&self, inherited: &Inherited, taken: &mut usize) -> Result<(), UpgradeError> {
@@ -188,7 +219,11 @@ impl Arrivals {
     ) -> Result<(), UpgradeError> {
         let step = "taking over connections";
         let channel = &inherited.channel;
-        say(channel, step, kind::LISTENING, &())?;
+        let listening = Listening {
+            without: self.without.clone(),
+            pid: Some(std::process::id()),
+        };
+        say(channel, step, kind::LISTENING, &listening)?;
         // From here on the old process decides when the next message comes.
         channel
             .set_limit(Duration::from_secs(7 * 24 * 3600))
@@ -203,6 +238,10 @@ impl Arrivals {
         loop {
             let frame = match channel.receive() {
                 Ok(Some(frame)) => frame,
+                // The old process is there, and what it sends cannot be used.
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    return Err(UpgradeError::at(step)(error));
+                }
                 closed => return self.closed(channel, closed.err(), held, taken),
             };
             match frame.kind {
@@ -218,9 +257,7 @@ impl Arrivals {
                     {
                         return Err(error);
                     }
-                    self.serves(held.len(), taken);
-                    self.relays.adopt(std::mem::take(held));
-                    crate::systemd::ready();
+                    self.serve(held, taken);
                 }
                 kind::LAST => {
                     let State { metrics, .. } = read(step, &frame)?;
@@ -230,6 +267,14 @@ impl Arrivals {
                 _ => return Err(UpgradeError::Unexpected { step }),
             }
         }
+    }
+
+    /// Relays what is held from now on; this process is the one that serves.
+    fn serve(&self, held: &mut Vec<Carried>, taken: &mut usize) {
+        self.serves(held.len(), taken);
+        self.relays.adopt(std::mem::take(held));
+        crate::systemd::ready();
+        self.control.publish();
     }
 
     /// The channel is closed. What came whole belongs to this process if the old one is gone;
@@ -242,9 +287,7 @@ impl Arrivals {
         taken: &mut usize,
     ) -> Result<(), UpgradeError> {
         if channel.peer_has_ended(END_LIMIT) {
-            self.serves(held.len(), taken);
-            self.relays.adopt(std::mem::take(held));
-            crate::systemd::ready();
+            self.serve(held, taken);
             return Ok(());
         }
         let error = error.unwrap_or_else(|| ErrorKind::UnexpectedEof.into());

@@ -14,14 +14,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::channel::{Channel, MAX_DESCRIPTORS};
-use super::message::{Hello, Listeners, State, hear, kind, read, say};
-use super::record::{BATCH, encode};
-use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, UpgradeError};
+use super::control::{Control, Event, Report};
+use super::message::{Hello, Listeners, Listening, State, hear, kind, read, say};
+use super::sending::{next_round, send_pairs};
+use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, UpgradeError, nodes};
 use crate::session::connections::Connections;
 use crate::session::relay::Relays;
 use crate::session::relay::engine::Carried;
 use crate::session::service::AcceptLoops;
 use crate::systemd;
+use crate::table::CurrentTable;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::tickets::TicketKeys;
@@ -43,10 +45,14 @@ pub struct OldSide {
     pub relays: Arc<Relays>,
     /// The live connections.
     pub connections: Arc<Connections>,
+    /// The routes and nodes.
+    pub table: Arc<CurrentTable>,
     /// Whether this process accepts.
     pub accepting: watch::Sender<bool>,
     /// Whether the accept loops have heard that they do not.
     pub loops: Arc<AcceptLoops>,
+    /// Listeners on which nobody is to accept any more: the new configuration has them no longer.
+    pub given_up: watch::Sender<Vec<SocketAddr>>,
     /// Counters to carry on.
     pub metrics: Arc<Metrics>,
     /// Keys of session tickets to go on with.
@@ -55,6 +61,8 @@ pub struct OldSide {
     pub access_log: Option<Arc<AccessLog>>,
     /// Where the new process listens.
     pub socket: PathBuf,
+    /// Where this process is found by `mqtt-proxy upgrade`.
+    pub control: Arc<Control>,
     /// True while the process before this one has not left yet.
     pub taking_over: Arc<AtomicBool>,
     /// The listening sockets.
@@ -75,7 +83,7 @@ impl OldSide {
     /// Upgrades in a thread of its own. `start` starts the new process; without it one has been
     /// started by somebody else and listens already. When all is handed over and the last
     /// connection has left, this process exits; when anything fails, it goes on as before.
-    pub fn begin(self: &Arc<Self>, start: Option<Command>) {
+    pub fn begin(self: &Arc<Self>, start: Option<Command>, report: Report) {
         let busy = if self.leaving.load(Ordering::SeqCst) {
             Some("this process is leaving")
         } else if self.taking_over.load(Ordering::SeqCst) {
@@ -89,13 +97,15 @@ impl OldSide {
             let error = UpgradeError::Busy(why);
             self.metrics.upgraded(error.result());
             log::error!("upgrade failed: {error}");
-            return;
+            return report.tell(&failure(&error));
         }
         let own = self.clone();
         std::thread::spawn(move || {
-            if let Err(error) = own.upgrade(start) {
+            if let Err(error) = own.upgrade(start, &report) {
                 own.metrics.upgraded(error.result());
                 log::error!("upgrade failed, this process goes on serving: {error}");
+                own.control.publish();
+                report.tell(&failure(&error));
             }
             own.busy.store(false, Ordering::SeqCst);
         });
@@ -124,13 +134,16 @@ impl OldSide {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn upgrade(&self, start: Option<Command>) -> Result<(), UpgradeError> {
+    fn upgrade(&self, start: Option<Command>, report: &Report) -> Result<(), UpgradeError> {
         let mut child = match start {
             Some(mut command) => Some(command.spawn().map_err(UpgradeError::Start)?),
             None => None,
         };
+        if let Some(child) = &child {
+            report.tell(&Event::Started { pid: child.id() });
+        }
         let connected = self.connect(&mut child);
-        match connected.and_then(|channel| self.hand_over(channel)) {
+        match connected.and_then(|channel| self.hand_over(channel, report)) {
             Ok(successor) => self.follow(successor),
             Err(error) => {
                 systemd::ready();
@@ -156,6 +169,7 @@ impl OldSide {
                     _ => return Err(UpgradeError::at(step)(error)),
                 },
             }
+            self.stays()?;
             match child {
                 None => return Err(UpgradeError::Nobody(self.socket.display().to_string())),
                 Some(child) => {
@@ -178,34 +192,53 @@ impl OldSide {
 
     /// Everything up to the moment when the new process has the connections. On an error all of
     /// it is undone.
-    fn hand_over(&self, channel: Channel) -> Result<Successor, UpgradeError> {
-        say(&channel, "greeting", kind::HELLO, &Hello::own())?;
+    fn hand_over(&self, mut channel: Channel, report: &Report) -> Result<Successor, UpgradeError> {
+        let own = Hello {
+            connections: self.connections.live(),
+            listeners: self.listeners().len(),
+            ..Hello::own()
+        };
+        say(&channel, "greeting", kind::HELLO, &own)?;
         let hello: Hello = read("greeting", &hear(&channel, "greeting", kind::READY)?)?;
         if hello.protocol != PROTOCOL {
             let why = format!("it speaks version {} of the protocol", hello.protocol);
             return Err(UpgradeError::Refused(why));
         }
-        log::info!(
-            "upgrade: process {} (version {}) is ready",
-            hello.pid,
-            hello.version
-        );
+        let Hello { pid, version, .. } = hello;
+        log::info!("upgrade: process {pid} (version {version}) is ready");
+        report.tell(&Event::Ready {
+            pid,
+            version: version.clone(),
+        });
         self.send_listeners(&channel)?;
         let step = "waiting until the new process accepts";
-        hear(&channel, step, kind::LISTENING)?;
+        // The first version says nothing here.
+        let listening: Option<Listening> = read(step, &hear(&channel, step, kind::LISTENING)?)?;
+        let Listening { without, pid: now } = listening.unwrap_or_default();
+        let pid = now.unwrap_or(pid);
+        channel.peer_is_now(pid).map_err(UpgradeError::at(step))?;
         self.stays()?;
         self.pause();
 
         let started = Instant::now();
         let (to, late) = mpsc::channel();
         self.relays.redirect(Some(to));
-        match self.commit(&channel, self.relays.release()) {
-            Ok(moved) => {
+        let (now, later) = next_round(self.relays.release());
+        self.relays.adopt(later);
+        match self.commit(&channel, now) {
+            Ok(connections) => {
+                let milliseconds = started.elapsed().as_millis() as u64;
                 log::info!(
-                    "upgrade: {moved} connections handed over to process {} in {} ms",
-                    hello.pid,
-                    started.elapsed().as_millis()
+                    "upgrade: {connections} connections handed over to process {pid} in {milliseconds} ms"
                 );
+                report.tell(&Event::Moved {
+                    pid,
+                    version,
+                    connections,
+                    milliseconds,
+                    left: self.connections.live(),
+                });
+                self.give_up(without);
                 Ok(Successor { channel, late })
             }
             Err(error) => {
@@ -213,6 +246,26 @@ impl OldSide {
                 self.accepting.send_replace(true);
                 Err(error)
             }
+        }
+    }
+
+    /// Has nobody accept on these listeners any more. As long as one process had them open, the
+    /// kernel would go on completing handshakes there, for nobody.
+    fn give_up(&self, addresses: Vec<SocketAddr>) {
+        if addresses.is_empty() {
+            return;
+        }
+        self.listeners()
+            .retain(|(address, _)| !addresses.contains(address));
+        for address in &addresses {
+            log::info!("no longer listening on {address}: the new configuration does not have it");
+        }
+        self.loops.about_to_give_up();
+        self.given_up.send_replace(addresses);
+        // Whoever was in their queues is counted then, and this process stays for them.
+        let deadline = Instant::now() + PAUSE_LIMIT;
+        while !self.loops.have_given_up() && Instant::now() < deadline {
+            std::thread::park_timeout(LOOK / 10);
         }
     }
 
@@ -255,9 +308,12 @@ impl OldSide {
                 .and_then(|payload| channel.send(kind::LISTENERS, &payload, &descriptors))
                 .map_err(UpgradeError::at(step))?;
         }
-        let metrics = self.metrics.encode();
-        let tickets = self.tickets.export();
-        say(channel, step, kind::STATE, &State { metrics, tickets })
+        let state = State {
+            metrics: self.metrics.encode(),
+            tickets: self.tickets.export(),
+            nodes: nodes::of(&self.table.load()),
+        };
+        say(channel, step, kind::STATE, &state)
     }
 
     /// Hands these pairs over, all or none: they are back in the relay threads on an error.
@@ -299,6 +355,8 @@ impl OldSide {
                     Vec::new()
                 }
             };
+            let (pairs, later) = next_round(pairs);
+            self.relays.adopt(later);
             if pairs.is_empty() {
                 continue;
             }
@@ -309,12 +367,11 @@ impl OldSide {
                 self.take_back(&late);
             }
         }
-        let metrics = self.metrics.encode();
-        let last = State {
-            metrics,
-            tickets: None,
+        let state = State {
+            metrics: self.metrics.encode(),
+            ..State::default()
         };
-        if let Err(error) = say(&channel, "leaving", kind::LAST, &last) {
+        if let Err(error) = say(&channel, "leaving", kind::LAST, &state) {
             log::warn!("upgrade: the last counts are lost: {error}");
         }
         if let Some(log) = &self.access_log {
@@ -325,28 +382,9 @@ impl OldSide {
     }
 }
 
-/// Sends the pairs and waits until the new process says that it has them. When it does not, it
-/// does not relay them either: it says so before it begins, and what it said can be read even
-/// after it is gone.
-fn send_pairs(channel: &Channel, pairs: &[Carried]) -> Result<(), UpgradeError> {
-    let step = "sending connections";
-    for batch in pairs.chunks(BATCH) {
-        let (payload, descriptors) = encode(batch).map_err(UpgradeError::at(step))?;
-        channel
-            .send(kind::PAIRS, &payload, &descriptors)
-            .map_err(UpgradeError::at(step))?;
-    }
-    say(channel, step, kind::COMMIT, &pairs.len())?;
-    let step = "waiting for the new process to take them";
-    match hear(channel, step, kind::COMMITTED) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            // Too late now: the new process must not begin after this one has given up on it.
-            channel.end();
-            match hear(channel, "giving up", kind::COMMITTED) {
-                Ok(_) => Ok(()),
-                Err(_) => Err(error),
-            }
-        }
+fn failure(error: &UpgradeError) -> Event {
+    Event::Failed {
+        why: error.to_string(),
+        configuration: error.is_configuration(),
     }
 }

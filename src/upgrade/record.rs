@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::channel::Frame;
 use crate::session::outcome::{ClientIdHash, End, Record};
@@ -54,7 +55,7 @@ pub struct PairRecord {
     #[serde(default)]
     pub idle_after_broker_end_ms: Option<u64>,
     /// What has ended it, if one side has ended already.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "if_understood")]
     pub end: Option<End>,
     /// Its MQTT protocol level.
     #[serde(default)]
@@ -69,7 +70,7 @@ pub struct PairRecord {
     #[serde(default)]
     pub awaits_answer: bool,
     /// What the access log shows of it, if the old process had one.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "if_understood")]
     pub access: Option<Details>,
     /// Client to broker.
     pub up: FlowRecord,
@@ -79,6 +80,14 @@ pub struct PairRecord {
 
 fn yes() -> bool {
     true
+}
+
+/// What a later version may have words for that this one does not know.
+fn if_understood<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
 }
 
 /// One direction of a pair.

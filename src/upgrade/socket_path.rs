@@ -13,23 +13,89 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// When no folder can be had that is this user's alone.
 pub fn of(config: &Path) -> io::Result<PathBuf> {
-    let config = fs::canonicalize(config)?;
-    let digest = openssl::sha::sha256(config.as_os_str().as_encoded_bytes());
-    let name: String = digest[..6]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let folder = match std::env::var("RUNTIME_DIRECTORY") {
-        Ok(folders) if !folders.is_empty() => {
-            PathBuf::from(folders.split(':').next().unwrap_or_default())
-        }
-        _ => {
-            let user = rustix::process::geteuid().as_raw();
-            let own = std::env::temp_dir().join(format!("mqtt-proxy-{user}"));
-            private(PathBuf::from("/run/mqtt-proxy")).or_else(|_| private(own))?
-        }
+    let name = name_for(config)?;
+    let given = std::env::var("RUNTIME_DIRECTORY").ok();
+    let folder = match given.as_deref().and_then(first_of) {
+        Some(folder) => folder,
+        None => private(SYSTEM_FOLDER.into()).or_else(|_| private(temporary_folder()))?,
     };
     Ok(folder.join(format!("upgrade-{name}.sock")))
+}
+
+/// The folder that a process of systemd has, and that of a process which root started.
+const SYSTEM_FOLDER: &str = "/run/mqtt-proxy";
+
+/// Where a process is asked for an upgrade that would hand over at this socket.
+pub fn control_beside(upgrade: &Path) -> PathBuf {
+    let name = upgrade.file_name().unwrap_or_default().to_string_lossy();
+    upgrade.with_file_name(name.replacen("upgrade-", "control-", 1))
+}
+
+/// Where processes may be found that can be asked for an upgrade: those that run this
+/// configuration, or any. `pid` is one that is looked for: it may have another runtime directory.
+///
+/// # Errors
+/// When there is no such configuration.
+pub fn controls(config: Option<&Path>, pid: Option<u32>) -> io::Result<Vec<PathBuf>> {
+    let name = match config {
+        Some(config) => Some(name_for(config)?),
+        None => None,
+    };
+    let mut folders = Vec::new();
+    if let Ok(own) = std::env::var("RUNTIME_DIRECTORY") {
+        folders.extend(first_of(&own));
+    }
+    if let Some(pid) = pid {
+        // Not of a process of another user; then it is in one of the usual places or not found.
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let values = environment.split(|&byte| byte == 0).filter_map(|variable| {
+            let value = variable.strip_prefix(b"RUNTIME_DIRECTORY=")?;
+            first_of(std::str::from_utf8(value).ok()?)
+        });
+        folders.extend(values);
+    }
+    folders.push(SYSTEM_FOLDER.into());
+    // Anybody can make a folder of this name among the temporary ones.
+    folders.extend(private(temporary_folder()).ok());
+    let mut found: Vec<PathBuf> = Vec::new();
+    for folder in folders {
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        let mut paths: Vec<PathBuf> = entries
+            .filter(|entry| {
+                let own = entry.file_name();
+                let own = own.to_string_lossy();
+                let digest = own
+                    .strip_prefix("control-")
+                    .and_then(|rest| rest.strip_suffix(".sock"));
+                digest.is_some_and(|digest| name.as_deref().is_none_or(|name| name == digest))
+            })
+            .map(|entry| entry.path())
+            .collect();
+        paths.retain(|path| !found.contains(path));
+        paths.sort();
+        found.extend(paths);
+    }
+    Ok(found)
+}
+
+fn first_of(folders: &str) -> Option<PathBuf> {
+    let first = folders.split(':').next().filter(|first| !first.is_empty());
+    first.map(PathBuf::from)
+}
+
+fn temporary_folder() -> PathBuf {
+    let user = rustix::process::geteuid().as_raw();
+    std::env::temp_dir().join(format!("mqtt-proxy-{user}"))
+}
+
+/// What tells the processes of this configuration from others.
+fn name_for(config: &Path) -> io::Result<String> {
+    let config = fs::canonicalize(config)?;
+    let digest = openssl::sha::sha256(config.as_os_str().as_encoded_bytes());
+    Ok(digest[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 /// Makes sure that the folder exists and that nobody else can put anything into it.

@@ -35,6 +35,21 @@ impl ConnectTime {
         });
     }
 
+    /// The average in seconds and how long ago it was last brought up to date, for another process.
+    pub fn snapshot(&self) -> Option<(f64, Duration)> {
+        let average = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        average.map(|(average, at)| (average, at.elapsed()))
+    }
+
+    /// Goes on from what another process measured.
+    pub fn restore(&self, (seconds, ago): (f64, Duration)) {
+        let now = Instant::now();
+        if seconds.is_finite() && seconds >= 0.0 {
+            let mut average = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *average = Some((seconds, now.checked_sub(ago).unwrap_or(now)));
+        }
+    }
+
     /// Seconds; 0 before the first measurement, so that every node is measured soon.
     fn at(&self, now: Instant) -> f64 {
         let average = self.0.lock().unwrap_or_else(PoisonError::into_inner);

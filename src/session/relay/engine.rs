@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -67,6 +68,8 @@ pub(super) enum Order {
     Listen(Arc<dyn Door>),
     /// Accept nothing until told otherwise, and let go of this.
     PauseListening(Question),
+    /// While nothing is accepted: let go of the listeners with these addresses, and of this.
+    GiveUp(Arc<[SocketAddr]>, Question),
     /// Accept again.
     ResumeListening,
     /// Let go of every listening socket.
@@ -184,6 +187,12 @@ impl Engine {
     /// Accepts again.
     pub fn resume_listening(&self) {
         self.order(Order::ResumeListening);
+    }
+
+    /// Lets go of the listeners with these addresses once nobody waits there; the question is
+    /// dropped when those that waited are being served.
+    pub fn give_up(&self, addresses: Arc<[SocketAddr]>, heard: Question) {
+        self.order(Order::GiveUp(addresses, heard));
     }
 
     /// Lets go of every listening socket.

@@ -3,6 +3,7 @@
 //! A connection that is accepted where it will be relayed costs no switch between threads. What a
 //! door does with it is not the relay's business.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ pub(super) const LISTENERS: u64 = u64::MAX << 24;
 pub trait Door: Send + Sync {
     /// The listening socket, non-blocking.
     fn socket(&self) -> BorrowedFd<'_>;
+    /// The address it listens on.
+    fn address(&self) -> SocketAddr;
     /// Accepts one connection, if there is one, and begins to serve it. `again` is for a door
     /// that shuts: it has this thread look here again.
     fn accept(&self, again: Again) -> Accepted;
@@ -53,24 +56,64 @@ impl Again {
 
 /// A door of this thread.
 pub(super) struct Listening {
-    door: Arc<dyn Door>,
+    /// `None` once it has been given up; others keep their numbers.
+    door: Option<Arc<dyn Door>>,
     shut: bool,
+    /// Nobody is to accept here any more but those that wait already.
+    given_up: bool,
 }
 
 impl State {
     pub(super) fn listen(&mut self, door: Arc<dyn Door>) {
-        self.listening.push(Listening { door, shut: false });
+        self.listening.push(Listening {
+            door: Some(door),
+            shut: false,
+            given_up: false,
+        });
         self.watch_door(self.listening.len() - 1);
     }
 
     /// Stops accepting until [`State::resume_listening`]; connections wait in the kernel's queue.
     pub(super) fn pause_listening(&mut self, heard: Question) {
         self.paused = true;
-        for listening in &self.listening {
+        for door in self.listening.iter().filter_map(|own| own.door.as_ref()) {
             // Not there if the door is shut.
-            let _ = epoll::delete(&self.epoll, listening.door.socket());
+            let _ = epoll::delete(&self.epoll, door.socket());
         }
         drop(heard);
+    }
+
+    /// While nothing is accepted: lets go of the listeners with these addresses, once those that
+    /// wait there are accepted.
+    pub(super) fn give_up(&mut self, addresses: &[SocketAddr], heard: Question) {
+        for number in 0..self.listening.len() {
+            let address = self.listening[number]
+                .door
+                .as_ref()
+                .map(|door| door.address());
+            if address.is_some_and(|address| addresses.contains(&address)) {
+                self.listening[number].given_up = true;
+                self.empty(number);
+            }
+        }
+        drop(heard);
+    }
+
+    /// Accepts whoever waits at a door that is given up, and lets go of it.
+    fn empty(&mut self, number: usize) {
+        let again = Again {
+            engine: self.engine.clone(),
+            door: number,
+        };
+        let listening = &mut self.listening[number];
+        while let Some(door) = &listening.door {
+            match door.accept(again.clone()) {
+                Accepted::One => {}
+                Accepted::None => listening.door = None,
+                // There is no place; this thread looks here again when there is one.
+                Accepted::Shut => return,
+            }
+        }
     }
 
     pub(super) fn resume_listening(&mut self) {
@@ -82,28 +125,34 @@ impl State {
 
     /// Lets go of every listener for good.
     pub(super) fn stop_listening(&mut self) {
-        for listening in self.listening.drain(..) {
+        for door in self.listening.drain(..).filter_map(|own| own.door) {
             // The set holds a socket by its open file, which lives on while others have it.
-            let _ = epoll::delete(&self.epoll, listening.door.socket());
+            let _ = epoll::delete(&self.epoll, door.socket());
         }
     }
 
     pub(super) fn open_door(&mut self, door: usize) {
         if let Some(listening) = self.listening.get_mut(door) {
             listening.shut = false;
-            self.watch_door(door);
+            match listening.given_up {
+                true => self.empty(door),
+                false => self.watch_door(door),
+            }
         }
     }
 
-    fn watch_door(&self, door: usize) {
-        let listening = &self.listening[door];
-        if self.paused || listening.shut {
+    fn watch_door(&self, number: usize) {
+        let listening = &self.listening[number];
+        let Some(door) = &listening.door else {
+            return;
+        };
+        if self.paused || listening.shut || listening.given_up {
             return;
         }
         // One thread is woken for a connection, not all of them.
         let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
-        let data = EventData::new_u64(LISTENERS + door as u64);
-        match epoll::add(&self.epoll, listening.door.socket(), data, flags) {
+        let data = EventData::new_u64(LISTENERS + number as u64);
+        match epoll::add(&self.epoll, door.socket(), data, flags) {
             Err(error) if error != rustix::io::Errno::EXIST => {
                 log::error!("a listener cannot be watched, nothing is accepted on it: {error}");
             }
@@ -111,8 +160,11 @@ impl State {
         }
     }
 
-    pub(super) fn accept(&mut self, door: usize) {
-        let Some(listening) = self.listening.get_mut(door) else {
+    pub(super) fn accept(&mut self, number: usize) {
+        let Some(listening) = self.listening.get_mut(number) else {
+            return;
+        };
+        let Some(door) = &listening.door else {
             return;
         };
         if self.paused {
@@ -121,14 +173,14 @@ impl State {
         for _ in 0..BATCH {
             let again = Again {
                 engine: self.engine.clone(),
-                door,
+                door: number,
             };
-            match listening.door.accept(again) {
+            match door.accept(again) {
                 Accepted::One => {}
                 Accepted::None => return,
                 Accepted::Shut => {
                     listening.shut = true;
-                    let _ = epoll::delete(&self.epoll, listening.door.socket().as_fd());
+                    let _ = epoll::delete(&self.epoll, door.socket().as_fd());
                     return;
                 }
             }

@@ -18,6 +18,7 @@ mod testing;
 mod thread;
 mod visit;
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SendError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -160,6 +161,17 @@ impl Relays {
         let (question, mut answers) = tokio::sync::mpsc::channel(1);
         for engine in self.engines.get().into_iter().flatten() {
             engine.pause_listening(question.clone());
+        }
+        drop(question);
+        answers.recv().await;
+    }
+
+    /// While nothing is accepted: has them let go of the listeners with these addresses; returns
+    /// when those that waited there are being served.
+    pub async fn give_up(&self, addresses: Arc<[SocketAddr]>) {
+        let (question, mut answers) = tokio::sync::mpsc::channel(1);
+        for engine in self.engines.get().into_iter().flatten() {
+            engine.give_up(addresses.clone(), question.clone());
         }
         drop(question);
         answers.recv().await;

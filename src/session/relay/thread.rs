@@ -170,6 +170,7 @@ impl State {
                 Order::Park(parked) => self.park(parked),
                 Order::Listen(door) => self.listen(door),
                 Order::PauseListening(heard) => self.pause_listening(heard),
+                Order::GiveUp(addresses, heard) => self.give_up(&addresses, heard),
                 Order::ResumeListening => self.resume_listening(),
                 Order::StopListening => self.stop_listening(),
                 Order::OpenDoor(door) => self.open_door(door),

@@ -5,6 +5,7 @@
 //! make it healthy again; one success forgets the failures and the other way round. Probes and
 //! connects for clients count apart, because a broker that hangs still accepts connections.
 
+pub mod carried;
 pub mod http;
 pub mod mqtt;
 pub mod probe;
