@@ -388,69 +388,6 @@ fn a_second_upgrade_while_the_first_old_process_still_waits_loses_nobody() {
     assert_eq!(proxy.processes().len(), 1);
 }
 
-#[test]
-fn the_configuration_may_change_with_the_upgrade() {
-    let broker = Broker::mqtt();
-    let [kept, removed, added] = free_ports();
-    let two = format!(
-        "stream_routes:\n  \
-         - {{id: stays, server_port: {kept}, plugins: {{mqtt-proxy: {{protocol_level: 4}}}}, upstream_id: 1}}\n  \
-         - {{id: goes, server_port: {removed}, plugins: {{mqtt-proxy: {{protocol_level: 4}}}}, upstream_id: 2}}\n\
-         upstreams:\n  - {{id: 1, nodes: {{\"{0}\": 1}}}}\n  - {{id: 2, nodes: {{\"{0}\": 1}}}}\n#END\n",
-        broker.addr()
-    );
-    let files = Files::new(&config(&[kept, removed]), &two);
-    let mut proxy = Generations::start(&files, &[kept, removed]);
-    let mut stays = client(kept, "stays");
-    let mut goes = client(removed, "goes");
-    files.replace("config.yaml", config(&[kept, added]));
-    files.replace_routes(to(&broker));
-    let mark = proxy.mark();
-    let moved = proxy.upgrade();
-    assert_eq!(moved.connections, 2);
-    proxy.wait_for_output_after(mark, &format!("listening on 127.0.0.1:{added}"), SOON);
-    stays.expect_alive();
-    goes.expect_alive();
-    client(kept, "k").expect_alive();
-    client(added, "a").expect_alive();
-    assert!(
-        std::net::TcpStream::connect(local(removed)).is_err(),
-        "the removed listener is closed"
-    );
-    proxy.upgrade();
-    goes.expect_alive();
-    stays.expect_alive();
-    drop(goes);
-    assert_eq!(broker.connection(1).wait_for_end(), End::Fin);
-}
-
-#[test]
-fn counts_of_nodes_carry_on_for_least_conn() {
-    let brokers = Brokers::mqtt(2);
-    let port = free_port();
-    let text = routes(&format!("type: least_conn, nodes: {}", brokers.equal()));
-    let files = Files::new(&config(&[port]), &text);
-    let mut proxy = Generations::start(&files, &[port]);
-    let visits: Vec<(usize, Client)> = (0..8)
-        .map(|n| brokers.visit(port, &Connect::v311(&format!("c{n}"))))
-        .collect();
-    let (full, left) = visits
-        .into_iter()
-        .partition::<Vec<_>, _>(|(node, _)| *node == 0);
-    assert_eq!((full.len(), left.len()), (4, 4));
-    drop(left);
-    for n in 0..4 {
-        assert_eq!(brokers.0[1].connection(n).wait_for_end(), End::Fin);
-    }
-    let moved = proxy.upgrade();
-    assert_eq!(moved.connections, 4);
-    let later: Vec<(usize, Client)> = (0..4)
-        .map(|n| brokers.visit(port, &Connect::v311(&format!("later-{n}"))))
-        .collect();
-    let nodes: Vec<usize> = later.iter().map(|(node, _)| *node).collect();
-    assert_eq!(nodes, [1; 4], "the node with four connections gets no more");
-}
-
 /// A service manager that listens on `NOTIFY_SOCKET`.
 struct Manager {
     socket: UnixDatagram,

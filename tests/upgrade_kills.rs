@@ -8,15 +8,15 @@ use std::process::{Command, Stdio};
 use mqtt_proxy::upgrade::channel::Channel;
 use rustix::process::Signal;
 use support::generations::{
-    FAILED, Generations, HANDED_OVER, runs, runtime_directory, send_signal,
+    FAILED, Generations, HANDED_OVER, belongs_to, runs, runtime_directory, send_signal,
 };
 use support::handover::{
-    Waiting, connect, expect, forward, forward_listeners, forward_pairs, forward_to_listening,
-    kind, pass, socket_in,
+    Waiting, carry_all, connect, expect, forward, forward_listeners, forward_pairs,
+    forward_to_listening, kind, pass, socket_in,
 };
 use support::mqtt::ACCEPTED;
 use support::served::{Served, routes};
-use support::{Broker, Client, Connect, Files, SOON, config, free_port, wait_until};
+use support::{Broker, Client, Connect, Files, Proxy, SOON, config, free_port, wait_until};
 
 #[test]
 fn a_new_process_that_is_killed_while_it_starts_changes_nothing() {
@@ -46,6 +46,48 @@ fn a_new_process_that_is_killed_while_it_starts_changes_nothing() {
 
 /// A step of the protocol between two real processes.
 type Upto = fn(&Channel, &Channel);
+
+#[test]
+fn a_process_that_waits_to_take_over_ends_as_soon_as_it_is_asked_to() {
+    let mut served = Served::with(5);
+    let socket = socket_in(&served.proxy.runtime(), &served.files);
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut second = Proxy::spawn(&served.files, |command| {
+            command.arg("--upgrade");
+            command.env("RUNTIME_DIRECTORY", served.proxy.runtime());
+            belongs_to(&served.files, command);
+        });
+        wait_until("the second process to wait", SOON, || {
+            socket.exists().then_some(())
+        });
+        second.signal(signal);
+        // It would wait for a minute.
+        assert_eq!(second.wait_for_exit(SOON).code(), Some(0), "{signal:?}");
+        assert!(!socket.exists(), "nobody is to come to it");
+        served.expect_all_well();
+    }
+    served.expect_as_before();
+}
+
+#[test]
+fn sigterm_while_the_new_process_starts_ends_both() {
+    let mut served = Served::with(0);
+    served.proxy.install_script("exec sleep 120");
+    served.proxy.signal_current(Signal::USR2);
+    wait_until("the new process", SOON, || {
+        (served.proxy.processes().len() == 2).then_some(())
+    });
+    // A client that stays for a moment: the old process still has something to wait for.
+    let client = Client::mqtt(served.port, &Connect::v311("last"));
+    let mark = served.proxy.mark();
+    served.proxy.signal_current(Signal::TERM);
+    let line = served.failed(mark);
+    assert!(line.contains("this process is leaving"), "{line}");
+    drop(client);
+    wait_until("both to end", SOON, || {
+        served.proxy.processes().is_empty().then_some(())
+    });
+}
 
 #[test]
 fn a_new_process_that_is_killed_at_any_step_changes_nothing() {
@@ -206,7 +248,7 @@ fn sigterm_during_an_upgrade_ends_the_proxy_when_its_connections_have_ended() {
             .proxy
             .wait_for_output_after(mark, "no longer accepting", SOON);
         // The rest of the protocol, as far as the two still want it.
-        let rest = std::thread::spawn(move || carry_all(old, new));
+        let rest = std::thread::spawn(move || carry_all(old, new, |frame| frame));
         let before = served.proxy.current();
         wait_until("the upgrade to be over, one way or the other", SOON, || {
             let lines = served.proxy.lines();
@@ -221,25 +263,6 @@ fn sigterm_during_an_upgrade_ends_the_proxy_when_its_connections_have_ended() {
         });
         rest.join().expect("the middle");
     }
-}
-
-/// Carries messages both ways until one side is gone.
-fn carry_all(old: Channel, new: Channel) {
-    let (old, new) = (std::sync::Arc::new(old), std::sync::Arc::new(new));
-    let one_way = |from: std::sync::Arc<Channel>, to: std::sync::Arc<Channel>| {
-        std::thread::spawn(move || {
-            while let Ok(Some(frame)) = from.receive() {
-                if pass(&frame, &to).is_err() {
-                    break;
-                }
-            }
-            to.end();
-        })
-    };
-    let there = one_way(old.clone(), new.clone());
-    let back = one_way(new, old);
-    there.join().expect("there");
-    back.join().expect("back");
 }
 
 #[test]

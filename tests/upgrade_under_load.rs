@@ -3,13 +3,14 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use support::files::config_listening;
 use support::generations::Generations;
-use support::mqtt::{ACCEPTED, PINGREQ};
+use support::mqtt::PINGREQ;
+use support::newcomers::Newcomers;
 use support::process::more_open_files;
 use support::traffic::{Device, under_traffic};
 use support::{
@@ -31,69 +32,6 @@ fn routes(brokers: &[SocketAddr]) -> String {
          upstream: {{type: chash, key: mqtt_client_id, nodes: {{{}}}}}\n#END\n",
         nodes.join(", ")
     )
-}
-
-/// Clients that connect one after the other without a pause, until the value is dropped.
-struct Newcomers {
-    stop: Arc<AtomicBool>,
-    served: Arc<AtomicU64>,
-    thread: Option<std::thread::JoinHandle<Option<String>>>,
-}
-
-impl Newcomers {
-    fn to(port: u16) -> Self {
-        let (stop, served) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicU64::new(0)),
-        );
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&served));
-        let thread = std::thread::spawn(move || {
-            for n in 0.. {
-                if stopped.load(Ordering::SeqCst) {
-                    break;
-                }
-                let stream = match std::net::TcpStream::connect_timeout(&local(port), SOON) {
-                    Ok(stream) => stream,
-                    Err(e) => return Some(format!("newcomer {n} was not let in: {e}")),
-                };
-                let mut client = Client { stream };
-                client.try_send(&Connect::v311(&format!("new-{n}")).build());
-                let (answer, end) = client.read_up_to(4, SOON);
-                if answer != ACCEPTED {
-                    return Some(format!("newcomer {n} got {answer:02x?} and then {end:?}"));
-                }
-                count.fetch_add(1, Ordering::SeqCst);
-                // A reset leaves no port in TIME_WAIT.
-                client.reset();
-            }
-            None
-        });
-        Self {
-            stop,
-            served,
-            thread: Some(thread),
-        }
-    }
-
-    fn served(&self) -> u64 {
-        self.served.load(Ordering::SeqCst)
-    }
-
-    /// Ends them; gives how many were served.
-    fn finish(mut self) -> u64 {
-        self.stop.store(true, Ordering::SeqCst);
-        let thread = self.thread.take().expect("a thread");
-        if let Some(fault) = thread.join().expect("the newcomers") {
-            panic!("{fault}, after {} that were served", self.served());
-        }
-        self.served()
-    }
-}
-
-impl Drop for Newcomers {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-    }
 }
 
 fn devices(count: usize, port: u16, pause: Duration) -> Vec<Device> {
@@ -138,8 +76,7 @@ fn two_thousand_connections_live_through_twenty_upgrades_without_a_lost_byte() {
             assert!(moved.connections >= LIVE, "upgrade {n}: {moved:?}");
             view.wait_for_answers(answers, LIVE as u64);
             wait_until("newcomers after the upgrade", SOON, || {
-                (newcomers.served() > served || newcomers.thread.as_ref()?.is_finished())
-                    .then_some(())
+                (newcomers.served() > served || newcomers.have_ended()).then_some(())
             });
             let (slowest, own) = (view.take_slowest(), view.take_own_delay());
             eprintln!("upgrade {n}: {moved:?}, slowest round trip {slowest:?}, own delay {own:?}");
@@ -188,10 +125,10 @@ fn two_thousand_connections_live_through_twenty_upgrades_without_a_lost_byte() {
 }
 
 #[test]
-fn two_hundred_listeners_move() {
+fn a_port_range_of_five_hundred_listeners_moves() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     more_open_files();
-    const COUNT: u16 = 200;
+    const COUNT: u16 = 500;
     let broker = Broker::mqtt();
     let first = ports_in_a_row(COUNT);
     let listens = [format!("127.0.0.1:{first}-{}", first + COUNT - 1)];

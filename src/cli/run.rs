@@ -198,7 +198,10 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         (_, control) => Starting::with(move || {
             if has_started.recv().is_ok() {
                 systemd::ready();
-                control.iter().for_each(|control| control.publish());
+                if let Some(control) = control {
+                    control.publish();
+                    control.sweep();
+                }
             }
         }),
     };

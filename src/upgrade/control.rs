@@ -22,6 +22,8 @@ use super::{START_LIMIT, STEP_LIMIT};
 
 /// The longest line of either side.
 const MAX_LINE: u64 = 64 * 1024;
+/// So many sockets are looked at, at most, when those of killed processes are removed.
+const MAX_SWEPT: usize = 256;
 /// How long the request may take to arrive, or one event to be taken.
 const LINE_LIMIT: Duration = Duration::from_secs(2);
 /// How long the command waits for the next event: no step of an upgrade takes longer.
@@ -176,6 +178,24 @@ impl Control {
             .name("control".to_owned())
             .spawn(move || own.serve(&accepting))?;
         Ok(Bound { listener, file })
+    }
+
+    /// Removes the sockets of processes that were killed, of whatever configuration.
+    pub fn sweep(&self) {
+        let folder = self.path.parent().map(fs::read_dir);
+        let entries = folder.into_iter().flatten().flatten().flatten();
+        let controls = entries.filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with("control-") && name.ends_with(".sock")
+        });
+        for path in controls.take(MAX_SWEPT).map(|entry| entry.path()) {
+            let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
+            // It has its name only since it listens.
+            if UnixStream::connect(&path).err().is_some_and(refused) {
+                let _ = fs::remove_file(&path);
+            }
+        }
     }
 
     /// Takes the socket away, as far as it is this process's: it leaves, and nobody follows.

@@ -86,3 +86,16 @@ fn a_folder_that_cannot_be_written_to_is_no_reason_to_end() {
     control.publish();
     control.withdraw();
 }
+
+#[test]
+fn sockets_of_processes_that_were_killed_are_swept_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let [dead, alive, other] =
+        ["control-a.sock", "control-b.sock", "upgrade-a.sock"].map(|name| folder.path().join(name));
+    drop(UnixListener::bind(&dead).unwrap());
+    drop(UnixListener::bind(&other).unwrap());
+    let _alive = control(&alive);
+    let own = folder.path().join("control-c.sock");
+    control(&own).sweep();
+    assert!(!dead.exists() && alive.exists() && own.exists() && other.exists());
+}

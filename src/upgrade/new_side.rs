@@ -250,6 +250,8 @@ impl Arrivals {
                     held.extend(pairs.ok_or(UpgradeError::Unexpected { step })?);
                 }
                 kind::COMMIT => {
+                    // Whoever asks for an upgrade after this one is to find this process.
+                    self.control.publish();
                     // Said before the first byte is relayed: if it cannot be said, the old process
                     // keeps them, unless it is gone.
                     if let Err(error) = say(channel, step, kind::COMMITTED, &held.len())
@@ -275,6 +277,7 @@ impl Arrivals {
         self.relays.adopt(std::mem::take(held));
         crate::systemd::ready();
         self.control.publish();
+        self.control.sweep();
     }
 
     /// The channel is closed. What came whole belongs to this process if the old one is gone;

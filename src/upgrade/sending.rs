@@ -8,10 +8,10 @@ use super::record::{BATCH, encode};
 use crate::session::relay::engine::Carried;
 
 /// What the pairs of one frame owe, where it is more than one pair.
-const FRAME_OWED: usize = 4 * 1024 * 1024;
+const FRAME_OWED: usize = 2 * 1024 * 1024;
 /// What the pairs of one round owe, where it is more than one pair. Both processes hold it in
 /// memory for a moment.
-const ROUND_OWED: usize = 64 * 1024 * 1024;
+const ROUND_OWED: usize = 16 * 1024 * 1024;
 
 /// Bytes that have been read from one side and not been written to the other.
 fn owed(carried: &Carried) -> usize {

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::files::Files;
 use super::ports::local;
-use super::proxy::{BINARY, Proxy};
+use super::proxy::{BINARY, Proxy, Ran, cli_with};
 use super::wait::{SOON, wait_until};
 
 /// What the log says when live connections have moved.
@@ -95,6 +95,16 @@ impl Generations {
         self.install(&text);
     }
 
+    /// Puts a script there that starts the real binary under the same name, with this runtime
+    /// directory: the upgrade after the next one starts what is there, too.
+    pub fn install_real_in(&self, runtime: &Path) {
+        self.install_script(&format!(
+            "export RUNTIME_DIRECTORY='{}'\n\
+             exec bash -c 'exec -a \"$0\" \"{BINARY}\" \"$@\"' \"$0\" \"$@\"",
+            runtime.display()
+        ));
+    }
+
     /// Puts the real binary there again.
     pub fn install_real(&self) {
         self.install(BINARY.as_ref());
@@ -164,6 +174,21 @@ impl Generations {
         self.wait_for_output_after(mark, FAILED, Duration::from_secs(60))
     }
 
+    /// Runs `mqtt-proxy upgrade` on the process that serves, and says what it printed.
+    pub fn ask_to_upgrade(&self) -> Ran {
+        ask_to_upgrade(&self.files, &self.runtime())
+    }
+
+    /// The same, and the new process serves.
+    pub fn upgrade_by_command(&mut self) -> Ran {
+        let ran = self.ask_to_upgrade();
+        assert_eq!(ran.code, 0, "{}", ran.all());
+        let said = ran.stdout.split_once("upgraded: process ");
+        let pid = said.and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+        self.current = pid.unwrap_or_else(|| panic!("{}", ran.all()));
+        ran
+    }
+
     /// Waits for the end of a process.
     pub fn wait_until_gone(&mut self, pid: u32) {
         wait_until(&format!("process {pid} to leave"), SOON, || {
@@ -178,9 +203,21 @@ impl Generations {
         fs::read_dir(format!("/proc/{}/fd", self.current)).map_or(0, Iterator::count)
     }
 
-    /// Its runtime directory.
+    /// The runtime directory of the process that serves.
     pub fn runtime(&self) -> PathBuf {
-        self.files.path("run")
+        let environment = fs::read(format!("/proc/{}/environ", self.current)).unwrap_or_default();
+        let own = environment
+            .split(|byte| *byte == 0)
+            .find_map(|variable| variable.strip_prefix(b"RUNTIME_DIRECTORY="))
+            .and_then(|folder| String::from_utf8(folder.to_vec()).ok());
+        own.map_or_else(|| self.files.path("run"), PathBuf::from)
+    }
+
+    /// Another one, for a process that the one that serves is not to meet by itself.
+    pub fn other_runtime(&self) -> PathBuf {
+        let names = ["run", "apart"].map(|name| runtime_directory(&self.files, name));
+        let own = self.runtime();
+        names.into_iter().find(|folder| *folder != own).expect("two")
     }
 
     /// Every process of this proxy that runs now.
@@ -206,6 +243,15 @@ impl Drop for Generations {
     fn drop(&mut self) {
         end_all(&self.files);
     }
+}
+
+/// Runs `mqtt-proxy upgrade` on the proxy with these files and this runtime directory.
+pub fn ask_to_upgrade(files: &Files, runtime: &Path) -> Ran {
+    let config = files.config_path();
+    let arguments = ["upgrade".as_ref(), "-c".as_ref(), config.as_os_str()];
+    cli_with(&arguments, |command| {
+        command.env("RUNTIME_DIRECTORY", runtime);
+    })
 }
 
 /// Marks a process and all that come from it, so that [`end_all`] finds them.

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mqtt_proxy::upgrade::channel::{Channel, Frame};
@@ -122,4 +123,28 @@ pub fn forward_to_listening(old: &Channel, new: &Channel) {
     forward(new, old, kind::READY);
     forward_listeners(old, new);
     forward(new, old, kind::LISTENING);
+}
+
+/// Carries messages both ways until one side is gone, each as `change` makes it.
+pub fn carry_all(
+    old: Channel,
+    new: Channel,
+    change: impl Fn(Frame) -> Frame + Clone + Send + 'static,
+) {
+    let (old, new) = (Arc::new(old), Arc::new(new));
+    let one_way = |from: Arc<Channel>, to: Arc<Channel>| {
+        let change = change.clone();
+        std::thread::spawn(move || {
+            while let Ok(Some(frame)) = from.receive() {
+                if pass(&change(frame), &to).is_err() {
+                    break;
+                }
+            }
+            to.end();
+        })
+    };
+    let there = one_way(old.clone(), new.clone());
+    let back = one_way(new, old);
+    there.join().expect("there");
+    back.join().expect("back");
 }

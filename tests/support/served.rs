@@ -1,5 +1,6 @@
 //! A proxy with live connections that is about to be upgraded.
 
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mqtt_proxy::upgrade::channel::Channel;
@@ -8,11 +9,11 @@ use rustix::process::Signal;
 use super::broker::Broker;
 use super::client::Client;
 use super::files::{Files, config};
-use super::generations::{FAILED, Generations, runtime_directory};
+use super::generations::{FAILED, Generations, ask_to_upgrade};
 use super::handover::{Waiting, connect, socket_in};
 use super::mqtt::Connect;
 use super::ports::free_port;
-use super::proxy::BINARY;
+use super::proxy::{BINARY, Ran};
 use super::wait::{SOON, wait_until};
 
 /// A proxy started from a copy of the binary, with live connections.
@@ -100,13 +101,23 @@ impl Served {
     /// Has the old process start a real new one, with the test between the two: the channels to
     /// the old and the new one.
     pub fn in_the_middle(&self) -> (Channel, Channel) {
-        let apart = runtime_directory(&self.files, "apart");
-        self.proxy.install_script(&format!(
-            "RUNTIME_DIRECTORY='{}' exec '{BINARY}' \"$@\"",
-            apart.display()
-        ));
+        self.in_the_middle_of(|| self.proxy.signal_current(Signal::USR2))
+    }
+
+    /// The same when `mqtt-proxy upgrade` asks for it; what that prints comes later.
+    pub fn in_the_middle_of_a_command(&self) -> (Channel, Channel, JoinHandle<Ran>) {
+        let (files, runtime) = (self.files.clone(), self.proxy.runtime());
+        let mut command = None;
+        let start = || command = Some(std::thread::spawn(move || ask_to_upgrade(&files, &runtime)));
+        let (old, new) = self.in_the_middle_of(start);
+        (old, new, command.expect("it was started"))
+    }
+
+    fn in_the_middle_of(&self, start: impl FnOnce()) -> (Channel, Channel) {
+        let apart = self.proxy.other_runtime();
+        self.proxy.install_real_in(&apart);
         let waiting = Waiting::at(socket_in(&self.proxy.runtime(), &self.files));
-        self.proxy.signal_current(Signal::USR2);
+        start();
         let old = waiting.accept();
         (old, connect(&socket_in(&apart, &self.files)))
     }
