@@ -17,8 +17,8 @@ use support::mqtt::{ACCEPTED, PINGREQ};
 use support::ports::BlackHole;
 use support::random::Random;
 use support::{
-    Broker, Brokers, Client, Connect, End, Files, Proxy, SOON, config, config_with, free_port,
-    free_ports, local, wait_until,
+    Broker, Client, Connect, End, Files, Proxy, SOON, config, config_with, free_port, free_ports,
+    wait_until,
 };
 
 /// One MQTT route `fleet` over this upstream (YAML flow form, without braces).

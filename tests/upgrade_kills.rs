@@ -71,7 +71,7 @@ fn a_process_that_waits_to_take_over_ends_as_soon_as_it_is_asked_to() {
 
 #[test]
 fn sigterm_while_the_new_process_starts_ends_both() {
-    let mut served = Served::with(0);
+    let served = Served::with(0);
     served.proxy.install_script("exec sleep 120");
     served.proxy.signal_current(Signal::USR2);
     wait_until("the new process", SOON, || {

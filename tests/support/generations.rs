@@ -217,7 +217,10 @@ impl Generations {
     pub fn other_runtime(&self) -> PathBuf {
         let names = ["run", "apart"].map(|name| runtime_directory(&self.files, name));
         let own = self.runtime();
-        names.into_iter().find(|folder| *folder != own).expect("two")
+        names
+            .into_iter()
+            .find(|folder| *folder != own)
+            .expect("two")
     }
 
     /// Every process of this proxy that runs now.

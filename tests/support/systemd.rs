@@ -19,7 +19,6 @@ const SET_UP: &str = r#"
 set -e
 folder=$1
 mount --make-rprivate /
-mount --bind / /
 mount -t tmpfs tmpfs /run
 mkdir -p /run/lock /run/under-test
 mount --bind "$folder" /run/under-test
