@@ -3,14 +3,13 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mqtt_proxy::upgrade::channel::Channel;
 use rustix::process::Signal;
 use support::generations::send_signal;
 use support::handover::{expect, kind, socket_in};
 use support::mqtt::ACCEPTED;
-use support::proxy::BINARY;
 use support::random::Random;
 use support::served::Served;
 use support::{Connect, SOON, config, free_port, local, wait_until};
@@ -285,18 +284,6 @@ fn latecomers_during_a_commit_that_fails_are_not_lost() {
         served.live.push(slow);
         served.expect_all_well();
     }
-    served.expect_as_before();
-}
-
-#[test]
-fn a_new_process_short_of_descriptors_changes_nothing() {
-    let mut served = Served::with(150);
-    served
-        .proxy
-        .install_script(&format!("ulimit -n 200; exec '{BINARY}' \"$@\""));
-    let since = Instant::now();
-    let line = served.proxy.upgrade_in_vain();
-    eprintln!("given up after {:?}: {line}", since.elapsed());
     served.expect_as_before();
 }
 

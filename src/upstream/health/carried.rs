@@ -118,15 +118,8 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::resource::checks::Limits;
+    use crate::upstream::health::tests::LIMITS;
     use crate::upstream::health::{Change, Failure, Seen};
-
-    const LIMITS: Limits = Limits {
-        tcp: 2,
-        timeouts: 3,
-        http: 5,
-        mqtt: 0,
-    };
 
     fn restored(from: &Health) -> Health {
         let text = serde_json::to_string(&from.carried()).unwrap();

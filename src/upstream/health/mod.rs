@@ -282,7 +282,7 @@ impl Health {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    pub(super) const LIMITS: Limits = Limits {
         tcp: 2,
         timeouts: 3,
         http: 5,
