@@ -196,15 +196,13 @@ fn start_reload_upgrade_watchdog_wrong_configuration_and_stop() {
     service.systemd.must(&["start", UNIT]);
     service.client("again").expect_alive();
 
-    // A process that makes no progress is replaced. It gave signs of life until then.
+    // A process that makes no progress is replaced; nothing but the watchdog looks at it.
     let before = service.main_pid();
     service.kill("STOP");
     service.wait_for("NRestarts", "1");
     service.wait_for("ActiveState", "active");
     assert_ne!(service.main_pid(), before);
     service.client("after").expect_alive();
-    let watchdog = service.systemd.said();
-    assert!(watchdog.contains("Watchdog timeout"), "{watchdog}");
 
     // The end waits for the last connection, and is no failure.
     let mut last = service.client("last");

@@ -32,7 +32,7 @@ fn routes(n: usize, brokers: &[SocketAddr]) -> String {
     ][n % 3];
     format!(
         "stream_routes:\n  - id: fleet-{n}\n    plugins: {{mqtt-proxy: {{protocol_level: 4}}}}\n    \
-         upstream_id: {n}\nupstreams:\n  - {{id: {n}, {kind}, nodes: {{{}}}}}\n#END\n",
+         upstream_id: u{n}\nupstreams:\n  - {{id: u{n}, {kind}, nodes: {{{}}}}}\n#END\n",
         nodes.join(", ")
     )
 }
