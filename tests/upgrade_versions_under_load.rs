@@ -22,7 +22,7 @@ fn routes(n: usize, brokers: &[SocketAddr]) -> String {
     let nodes: Vec<String> = brokers
         .iter()
         .enumerate()
-        .filter(|(index, _)| (n + index) % brokers.len() != 0)
+        .filter(|(index, _)| !(n + index).is_multiple_of(brokers.len()))
         .map(|(_, addr)| format!("\"{addr}\": {}", 1 + n % 3))
         .collect();
     let kind = [
