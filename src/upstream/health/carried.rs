@@ -157,13 +157,13 @@ mod tests {
     #[test]
     fn what_another_version_leaves_out_or_adds_does_no_harm() {
         let text = r#"{"probes":{"failures":[1,0,0,0,9,9]},"later":1}"#;
-        let snapshot: Carried = serde_json::from_str(text).unwrap();
+        let carried: Carried = serde_json::from_str(text).unwrap();
         assert!(
             carried.healthy,
             "a node is healthy until something shows otherwise"
         );
         let health = Health::default();
-        health.restore(&snapshot);
+        health.restore(&carried);
         assert!(health.failed(Seen::Probe, Failure::Tcp, &LIMITS).is_some());
     }
 }
