@@ -1,9 +1,10 @@
-//! How long the decoder takes for one CONNECT, and for one more byte of an unfinished one.
+//! How long the decoder takes for one CONNECT, and for one more byte of an unfinished one; what it
+//! costs to follow the packets of a relayed stream.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use mqtt_proxy::mqtt::{DecodeOptions, Mode, Protocol, decode};
+use mqtt_proxy::mqtt::{DecodeOptions, Framing, Mode, Protocol, decode};
 
 const LIMIT: usize = 16 * 1024;
 
@@ -123,5 +124,26 @@ fn benches(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(mqtt_connect, benches);
+/// What a relay adds to each chunk that it passes on.
+fn framing(criterion: &mut Criterion) {
+    let publish = |payload: usize| packet_of(0x30, payload);
+    let small = publish(40).repeat(1000);
+    let large = publish(1024 * 1024);
+    let mut group = criterion.benchmark_group("mqtt_framing");
+    for (name, bytes, packets) in [("1000_small", &small, 1000), ("1_mib", &large, 1)] {
+        group.throughput(Throughput::Elements(packets));
+        group.bench_function(name, |bencher| {
+            let mut framing = Framing::start();
+            bencher.iter(|| framing.advance(black_box(bytes)));
+            assert!(framing.is_at_boundary());
+        });
+    }
+    group.finish();
+}
+
+fn packet_of(first: u8, length: usize) -> Vec<u8> {
+    [&[first], &*varint(length), &*vec![b'x'; length]].concat()
+}
+
+criterion_group!(mqtt_connect, benches, framing);
 criterion_main!(mqtt_connect);

@@ -91,7 +91,9 @@ fn measure(
 fn benches(criterion: &mut Criterion) {
     let relays = Relays::new(1);
     measure(criterion, "epoll", |pair| relays.hand_over(pair));
-    measure(criterion, "task", task::spawn);
+    measure(criterion, "task", |pair| {
+        task::spawn(pair, Arc::default());
+    });
 }
 
 criterion_group!(relay_benches, benches);

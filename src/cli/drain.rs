@@ -1,12 +1,16 @@
-//! Leaving as soon as the last connection is gone. Pingora sleeps through its whole grace period.
+//! Leaving: every connection is sent away at a pace, and the process exits with the last one.
+//! Pingora sleeps through its whole grace period.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
+use tokio::sync::Notify;
 
+use crate::config::settings::ShutdownSettings;
+use crate::drain::exodus::Exodus;
 use crate::session::connections::Connections;
 use crate::session::relay::Relays;
 use crate::systemd;
@@ -15,13 +19,24 @@ use crate::upgrade::control::Control;
 
 /// How long the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
+/// The end of the time is kept free for those who are told last to hear it: at most this much.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long the process stays, at most, once it is told to make haste.
+pub(super) const HURRY: Duration = Duration::from_secs(5);
+/// The process stays at least so long, if anybody is connected: a word takes a moment to be sent.
+const MOMENT: Duration = Duration::from_secs(1);
 
-/// Ends the process when it is shutting down and no connection lives any more.
+/// Has every connection leave when the process is shutting down, and ends it when no connection
+/// lives any more or the time is over.
 pub(super) struct Drain {
     /// The live connections.
     pub connections: Arc<Connections>,
     /// What to do before leaving.
     pub leaving: Leaving,
+    /// In which time and how.
+    pub settings: ShutdownSettings,
+    /// Told to make haste: the second SIGTERM.
+    pub hurry: Arc<Notify>,
 }
 
 /// What is done before the process exits.
@@ -50,6 +65,38 @@ impl Leaving {
     }
 }
 
+impl Drain {
+    /// Until when connections are told, and when the process exits whatever they do.
+    fn times(&self, now: Instant) -> (Instant, Instant) {
+        let timeout = self.settings.timeout;
+        let told = timeout - LAST_WORDS.min(timeout / 10);
+        (now + told, now + timeout.max(MOMENT))
+    }
+
+    /// Returns when the time is over.
+    async fn send_away(&self) {
+        let now = Instant::now();
+        let ShutdownSettings { rate, will, .. } = self.settings;
+        let (told, mut end) = self.times(now);
+        let (relays, connections) = (self.leaving.relays.clone(), self.connections.clone());
+        let mut exodus = Exodus::begin(relays, connections, rate, Some(told), will);
+        loop {
+            let now = Instant::now();
+            if now >= end {
+                return;
+            }
+            let again = exodus.step(now).min(end);
+            tokio::select! {
+                () = tokio::time::sleep_until(again.into()) => {}
+                () = self.hurry.notified() => {
+                    exodus.hurry();
+                    end = end.min(Instant::now() + HURRY);
+                }
+            }
+        }
+    }
+}
+
 #[async_trait]
 impl BackgroundService for Drain {
     async fn start(&self, mut shutdown: ShutdownWatch) {
@@ -59,10 +106,20 @@ impl BackgroundService for Drain {
         let live = self.connections.live();
         systemd::stopping(live);
         if live > 0 {
-            log::info!("{live} connections live");
+            log::info!(
+                "{live} connections live; they are sent away within {:?}",
+                self.settings.timeout
+            );
         }
-        self.connections.none_left().await;
-        log::info!("the last connection has ended; exiting");
+        tokio::select! {
+            () = self.connections.none_left() => {
+                log::info!("the last connection has ended; exiting");
+            }
+            () = self.send_away() => {
+                let cut = self.connections.live();
+                log::warn!("the time for leaving is over: {cut} connections are cut");
+            }
+        }
         self.leaving.last_words();
         std::process::exit(0);
     }

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
@@ -22,6 +22,7 @@ use crate::config::settings::{Settings, Workers};
 use crate::control::Control;
 use crate::control::api::{Api, Scope};
 use crate::control::service::ControlService;
+use crate::drain::service::Drainer;
 use crate::session::app::{Policy, ProxyApp};
 use crate::session::connections::Connections;
 use crate::session::heartbeat::Heartbeat;
@@ -46,6 +47,8 @@ use crate::upstream;
 /// What is logged unless `RUST_LOG` says otherwise. Pingora narrates its start at INFO, and what is
 /// no HTTP on an HTTP port is an ERROR to it.
 const LOG_FILTER: &str = "info,pingora_core=warn,pingora_load_balancing=warn,hickory_resolver=error,hickory_net=error,hickory_proto=error,pingora_core::apps::http_app=off";
+/// How much longer Pingora would wait than this program does.
+const GRACE: Duration = Duration::from_secs(10);
 /// Connections to the metrics endpoint that live at a time.
 const MAX_SCRAPES: usize = 16;
 /// Connections to the control API that live at a time, and as many to the status server.
@@ -147,6 +150,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         control: upgrade_control.clone(),
     };
     signals.set_leaving(leaving.clone());
+    let hurry = signals.hurry.clone();
     let mut old_side = None;
     match (meeting, &upgrade_control) {
         (Ok(socket), Some(control)) => {
@@ -161,6 +165,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
                 metrics: metrics.clone(),
                 tickets: source.tls.tickets.clone(),
                 access_log: access_log.clone(),
+                lingering: settings.upgrade,
                 socket,
                 control: control.clone(),
                 taking_over: Arc::clone(&taking_over),
@@ -218,6 +223,12 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         started: began,
         leaving: OnceLock::new(),
     });
+    let drainer = Drainer {
+        table: table.clone(),
+        relays: relays.clone(),
+        metrics: metrics.clone(),
+        loads: source.loads(),
+    };
     let notifier = Notifier {
         heartbeat: Heartbeat {
             relays: relays.clone(),
@@ -255,11 +266,14 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         Drain {
             connections: connections.clone(),
             leaving: leaving.clone(),
+            settings: settings.shutdown,
+            hurry,
         },
     ));
     if systemd::is_listening() {
         server.add_service(background_service("notifier", notifier));
     }
+    server.add_service(background_service("drainer", drainer));
     let names = upstreams.names.clone();
     server.add_service(GenBackgroundService::new("names".to_owned(), names));
     let services = upstreams.services.clone();
@@ -314,11 +328,7 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     server.run(RunArgs {
         shutdown_signal: Box::new(Terminate(terminate)),
     });
-    let cut = connections.live();
     leaving.last_words();
-    if cut > 0 {
-        log::warn!("mqtt_proxy.shutdown.timeout passed: {cut} connections are cut");
-    }
     Ok(())
 }
 
@@ -418,7 +428,9 @@ fn server_conf(settings: &Settings) -> Result<ServerConf, Failure> {
             Workers::Count(count) => count.get(),
         };
     }
-    conf.grace_period_seconds = Some(settings.shutdown_timeout.as_secs());
+    // The process exits by itself before that.
+    let grace = settings.shutdown.timeout + GRACE;
+    conf.grace_period_seconds = Some(grace.as_secs());
     // Every session that is left then is cut by it; waiting longer changes nothing.
     conf.graceful_shutdown_timeout_seconds.get_or_insert(1);
     Ok(conf)

@@ -12,7 +12,7 @@ use pingora_core::services::background::BackgroundService;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
 
-use super::drain::Leaving;
+use super::drain::{HURRY, Leaving};
 use crate::upgrade::control::Report;
 use crate::upgrade::old_side::OldSide;
 
@@ -23,6 +23,8 @@ pub(super) struct Signals {
     pub reload: Arc<Notify>,
     /// Told on the first SIGTERM.
     pub terminate: Arc<Notify>,
+    /// Told on the second.
+    pub hurry: Arc<Notify>,
     upgrade: OnceLock<Arc<OldSide>>,
     leaving: OnceLock<Leaving>,
 }
@@ -50,6 +52,7 @@ impl Signals {
             received: Mutex::new(Some(received)),
             reload: Arc::default(),
             terminate: Arc::default(),
+            hurry: Arc::default(),
             upgrade: OnceLock::new(),
             leaving: OnceLock::new(),
         })
@@ -145,7 +148,7 @@ impl BackgroundService for Signals {
             mut user1,
             mut user2,
         ] = signals;
-        let mut terminating = false;
+        let mut terminations = 0_u32;
         // Goes on after the shutdown has begun, so that a second signal can cut it short.
         loop {
             tokio::select! {
@@ -154,15 +157,25 @@ impl BackgroundService for Signals {
                     self.reload.notify_one();
                 }
                 _ = terminate.recv() => {
-                    if terminating {
-                        log::warn!("second SIGTERM: exiting now, live connections are cut");
-                        self.exit();
+                    terminations += 1;
+                    match terminations {
+                        1 => {
+                            if let Some(upgrade) = self.upgrade.get() {
+                                upgrade.close_listeners();
+                            }
+                            self.terminate.notify_one();
+                        }
+                        2 => {
+                            log::warn!(
+                                "second SIGTERM: all connections are sent away now; exiting within {HURRY:?}"
+                            );
+                            self.hurry.notify_one();
+                        }
+                        _ => {
+                            log::warn!("third SIGTERM: exiting now, live connections are cut");
+                            self.exit();
+                        }
                     }
-                    terminating = true;
-                    if let Some(upgrade) = self.upgrade.get() {
-                        upgrade.close_listeners();
-                    }
-                    self.terminate.notify_one();
                 }
                 _ = interrupt.recv() => {
                     log::warn!("SIGINT: exiting now, live connections are cut");
@@ -212,7 +225,7 @@ pub(super) struct Terminate(pub Arc<Notify>);
 impl ShutdownSignalWatch for Terminate {
     async fn recv(&self) -> ShutdownSignal {
         self.0.notified().await;
-        log::info!("SIGTERM: no longer accepting; waiting for live connections to end");
+        log::info!("SIGTERM: no longer accepting; live connections are sent away");
         ShutdownSignal::GracefulTerminate
     }
 }

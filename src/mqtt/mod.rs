@@ -9,6 +9,7 @@
 //!   [`Mode::Tolerant`] takes what the `mqtt-proxy` plugin of Apache APISIX takes.
 //! * [`connack`] and [`disconnect`] are the answers to a client that is refused or sent away.
 //! * [`read_connack`] looks at the broker's first answer, for the keep alive it imposes.
+//! * [`Framing`] knows where a stream stands between its packets, so that one can be put in.
 //!
 //! `docs/mqtt-parser.md` lists every clause that is checked, and the parser vulnerabilities of
 //! other implementations with the reason why each cannot happen here.
@@ -30,6 +31,7 @@ mod connect;
 mod cursor;
 mod error;
 mod excerpt;
+mod framing;
 mod header;
 mod packet;
 mod properties;
@@ -46,4 +48,5 @@ pub use connack::{BrokerFirst, MAX_CONNACK_SIZE, connack_code, read_connack};
 pub use connect::{Connect, DecodeOptions, Mode, Protocol, UserProperties, decode};
 pub use error::DecodeError;
 pub use excerpt::{Escaped, Excerpt, escaped};
+pub use framing::Framing;
 pub use packet::{DisconnectReason, Packet, Refusal, connack, disconnect};

@@ -17,8 +17,8 @@ use super::outcome::{End, Phase, Record};
 use super::preread::{Preread, PrereadError, read_connect};
 use super::refusal::{Refusal, tell_and_close};
 use super::relay::first_answer::{AwaitedConnack, idle_from_keep_alive};
-use super::relay::pair::Pair;
-use super::relay::{self, Established, IdleTimeout};
+use super::relay::pair::{Mqtt, Pair};
+use super::relay::{Established, IdleTimeout};
 use crate::config::resource::upstream as config;
 use crate::config::settings::{ConnectMode, RefusalMode};
 use crate::mqtt::{Mode, connack_code};
@@ -178,6 +178,10 @@ impl ProxyApp {
                 route.count_missing_key();
             }
         }
+        let upstream = record.upstream();
+        if upstream.is_some_and(|upstream| upstream.config().rebalance.is_some()) {
+            record.key = Some(key.bytes.as_slice().into());
+        }
         if let Some(access) = &mut record.access {
             access.details.server = Some(server);
             access.details.hashed_by_address = Some(by_address);
@@ -233,15 +237,15 @@ impl ProxyApp {
         } = preread;
         let written = write_now(&mut broker, &to_broker).await;
         record.to_broker += written as u64;
-        to_broker.drain(..written);
-        let pair = self.pair(mqtt.as_ref(), to_broker, record);
+        let owed = to_broker.split_off(written);
+        let pair = self.pair(mqtt.as_ref(), &to_broker, owed, record);
         match (client, broker) {
             (Link::Plain(client), Link::Plain(broker)) => self.relays.hand_over(Established {
                 client,
                 broker,
                 pair,
             }),
-            (client, broker) => relay::task::spawn(Established {
+            (client, broker) => self.relays.spawn(Established {
                 client,
                 broker,
                 pair,
@@ -269,10 +273,12 @@ impl ProxyApp {
         .await
     }
 
-    /// A pair that owes CONNECT to its broker, and what silence means to it.
+    /// A pair whose broker has got some bytes and is owed others, CONNECT first, and what silence
+    /// means to it.
     pub(super) fn pair(
         &self,
         mqtt: Option<&MqttVariables>,
+        written: &[u8],
         to_broker: Vec<u8>,
         record: Record,
     ) -> Pair {
@@ -289,7 +295,8 @@ impl ProxyApp {
             open,
             after_broker_end: mqtt.map(|_| MQTT_IDLE_AFTER_BROKER_END),
         };
-        let mut pair = Pair::new(to_broker, Vec::new(), idle, record);
+        let spoken = mqtt.map(|mqtt| Mqtt::begun(mqtt.level, written));
+        let mut pair = Pair::new(to_broker, Vec::new(), idle, record).speaking(spoken);
         if let (None, Some(mqtt)) = (timeout, mqtt)
             && mqtt.level == 5
         {

@@ -122,7 +122,7 @@ impl ProxyApp {
         record.phase = Phase::Dial;
         record.broker = Some(crate::upstream::node::InFlight::on(target.node.clone()));
         let Preread { received, mqtt } = preread;
-        let pair = self.pair(mqtt.as_ref(), received, record);
+        let pair = self.pair(mqtt.as_ref(), &[], received, record);
         let dial = FirstDial::new(self, &pair, target, key, mqtt);
         let carried = Carried {
             dial: Some(Box::new(dial)),

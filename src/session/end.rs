@@ -20,8 +20,12 @@ pub enum End {
     BrokerError,
     /// Nothing was sent either way for the idle timeout.
     IdleTimeout,
-    /// This process left: the time that it gives connections was over.
+    /// This process leaves, or left.
     Shutdown,
+    /// Its broker leaves its upstream (`drain`).
+    Drained,
+    /// Its place is with another broker that is back (`rebalance`).
+    Rebalanced,
     /// Another process relays it now (an upgrade).
     HandedOver,
     /// The process ended, or a task died: nobody said why.
@@ -31,7 +35,7 @@ pub enum End {
 
 impl End {
     /// Every way in which a connection can end.
-    pub const REASONS: [&str; 9] = [
+    pub const REASONS: [&str; 11] = [
         "client_left_early",
         "refused",
         "client_closed",
@@ -40,6 +44,8 @@ impl End {
         "broker_error",
         "idle_timeout",
         "shutdown",
+        "drained",
+        "rebalanced",
         "aborted",
     ];
 
@@ -54,6 +60,8 @@ impl End {
             End::BrokerError => "broker_error",
             End::IdleTimeout => "idle_timeout",
             End::Shutdown => "shutdown",
+            End::Drained => "drained",
+            End::Rebalanced => "rebalanced",
             End::HandedOver => "handed_over",
             End::Aborted => "aborted",
         }
@@ -67,9 +75,13 @@ impl End {
             End::ClientLeftEarly | End::ClientClosed | End::ClientError => "client",
             End::BrokerClosed | End::BrokerError => "broker",
             End::Refused if unreachable => "broker",
-            End::Refused | End::IdleTimeout | End::Shutdown | End::HandedOver | End::Aborted => {
-                "proxy"
-            }
+            End::Refused
+            | End::IdleTimeout
+            | End::Shutdown
+            | End::Drained
+            | End::Rebalanced
+            | End::HandedOver
+            | End::Aborted => "proxy",
         }
     }
 

@@ -116,6 +116,8 @@ pub struct Record {
     pub end: End,
     /// How far it has come.
     pub phase: Phase,
+    /// Its hash key, kept where its upstream has `rebalance`.
+    pub key: Option<Box<[u8]>>,
     /// MQTT protocol level as sent, once CONNECT was read.
     pub level: Option<u8>,
     /// Microseconds from accept until the broker could be sent CONNECT; 71 minutes at most.
@@ -165,6 +167,7 @@ impl Record {
             to_client: 0,
             end: End::Aborted,
             phase,
+            key: None,
             level: None,
             sent_us: 0,
             access: None,
@@ -239,6 +242,11 @@ impl Record {
         if let Some(access) = &mut self.access {
             access.note_connect(mqtt, took);
         }
+    }
+
+    /// When the connection was accepted, here or in the process before this one.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// A broker has answered and the connection is let through: writes the line of its admission,

@@ -2,5 +2,6 @@
 
 pub mod access_log;
 pub mod endpoint;
+pub mod leaving;
 pub mod metrics;
 pub mod throttle;

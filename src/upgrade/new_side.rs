@@ -328,8 +328,8 @@ impl Arrivals {
             .route
             .as_ref()
             .map(|id| match routes.get(id.as_str()) {
-                Some(route) => Arc::clone(route),
-                None => Arc::new(Route::gone(id)),
+                Some(route) if arrived.is_of(route) => Arc::clone(route),
+                _ => Arc::new(Route::gone(id)),
             });
         record.broker = arrived.node.as_ref().and_then(|label| {
             let upstream = record
@@ -344,6 +344,7 @@ impl Arrivals {
         });
         record.phase = Phase::Relay;
         record.client_id_hash = arrived.client_id_hash;
+        record.key = arrived.key.clone();
         record.access = self.access_log.as_ref().map(|log| match &arrived.access {
             Some(details) => Access::of(log, details.clone()),
             None => Access::new(log),

@@ -18,6 +18,8 @@ use super::control::{Control, Event, Report};
 use super::message::{Hello, Listeners, Listening, State, hear, kind, read, say};
 use super::sending::{next_round, send_pairs};
 use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, UpgradeError, nodes};
+use crate::config::settings::UpgradeSettings;
+use crate::drain::exodus::Exodus;
 use crate::session::connections::Connections;
 use crate::session::relay::Relays;
 use crate::session::relay::engine::Carried;
@@ -59,6 +61,8 @@ pub struct OldSide {
     pub tickets: Arc<TicketKeys>,
     /// Written to the end before this process leaves.
     pub access_log: Option<Arc<AccessLog>>,
+    /// What becomes of connections that stay.
+    pub lingering: UpgradeSettings,
     /// Where the new process listens.
     pub socket: PathBuf,
     /// Where this process is found by `mqtt-proxy upgrade`.
@@ -333,17 +337,32 @@ impl OldSide {
         }
     }
 
+    /// Sends those away that have stayed here for too long.
+    fn exodus(&self) -> Exodus {
+        let live = self.connections.live();
+        log::info!("upgrade: {live} connections could not be handed over; they are sent away");
+        let UpgradeSettings { rate, will, .. } = self.lingering;
+        let (relays, connections) = (self.relays.clone(), self.connections.clone());
+        Exodus::begin(relays, connections, Some(rate), None, will)
+    }
+
     /// Stays until the connections that were still on their way have followed or ended. Returns
     /// only when the new process has died and this one serves again.
     fn follow(&self, successor: Successor) -> Result<(), UpgradeError> {
         let Successor { channel, late } = successor;
         let mut following = true;
+        let linger_end = Instant::now() + self.lingering.linger;
+        let mut exodus = None;
         while self.connections.live() > 0 || !self.is_paused() {
             if channel.peer_has_ended(Duration::ZERO) {
                 self.take_back(&late);
                 self.accepting.send_replace(true);
                 systemd::ready();
                 return Err(UpgradeError::Died);
+            }
+            let now = Instant::now();
+            if now >= linger_end {
+                exodus.get_or_insert_with(|| self.exodus()).step(now);
             }
             let pairs: Vec<Carried> = match late.recv_timeout(LOOK) {
                 Ok(pair) => std::iter::once(pair).chain(late.try_iter()).collect(),

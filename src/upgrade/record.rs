@@ -11,10 +11,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::channel::Frame;
+use crate::mqtt::Framing;
 use crate::session::outcome::{ClientIdHash, End, Record};
 use crate::session::relay::IdleTimeout;
 use crate::session::relay::engine::Carried;
-use crate::session::relay::pair::{FlowParts, Pair, State};
+use crate::session::relay::pair::{FlowParts, Mqtt, Pair, State};
+use crate::table::Route;
 use crate::telemetry::access_log::Details;
 
 /// Pairs in one frame.
@@ -30,6 +32,9 @@ pub struct PairRecord {
     /// Id of its route.
     #[serde(default)]
     pub route: Option<String>,
+    /// Label of its upstream.
+    #[serde(default)]
+    pub upstream: Option<String>,
     /// Label of its node.
     #[serde(default)]
     pub node: Option<String>,
@@ -54,12 +59,15 @@ pub struct PairRecord {
     /// The same for the time after the broker's end.
     #[serde(default)]
     pub idle_after_broker_end_ms: Option<u64>,
+    /// Protocol level of its CONNECT, on a route with MQTT.
+    #[serde(default)]
+    pub level: Option<u8>,
+    /// Its hash key, where it is kept.
+    #[serde(default)]
+    pub key: Option<Box<[u8]>>,
     /// What has ended it, if one side has ended already.
     #[serde(default, deserialize_with = "if_understood")]
     pub end: Option<End>,
-    /// Its MQTT protocol level.
-    #[serde(default)]
-    pub level: Option<u8>,
     /// See [`Record::sent_us`].
     #[serde(default)]
     pub sent_us: u32,
@@ -90,6 +98,16 @@ fn if_understood<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     Ok(serde_json::from_value(value).unwrap_or_default())
 }
 
+impl PairRecord {
+    /// Whether a route of this process still leads to the upstream that took the connection. A
+    /// version that did not say which it was is believed.
+    pub fn is_of(&self, route: &Route) -> bool {
+        let upstream = route.upstream.as_ref().ok();
+        let label = upstream.map(|upstream| upstream.label());
+        self.upstream.is_none() || label == self.upstream.as_deref()
+    }
+}
+
 /// One direction of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FlowRecord {
@@ -97,6 +115,10 @@ pub struct FlowRecord {
     pub state: State,
     /// How many bytes it owes; they follow the records, in order.
     pub owed: usize,
+    /// Where its receiver stands between two packets; unknown from a version that did not follow
+    /// it.
+    #[serde(default)]
+    pub framing: Framing,
 }
 
 /// A payload for these pairs and the descriptors that go with it.
@@ -112,12 +134,17 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
         let flow = |flow: &FlowParts<'_>| FlowRecord {
             state: flow.state,
             owed: flow.owed.len(),
+            framing: flow.framing,
         };
         let milliseconds = |duration: Duration| duration.as_millis() as u64;
         records.push(PairRecord {
             client: parts.record.client,
             listener: parts.record.listener.address,
             route: parts.record.route.as_ref().map(|route| route.id.clone()),
+            upstream: parts
+                .record
+                .upstream()
+                .map(|upstream| upstream.label().to_owned()),
             node: parts
                 .record
                 .broker
@@ -130,7 +157,6 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
             silent_ms: milliseconds(carried.last_activity.elapsed()),
             idle_ms: parts.idle.open.map(milliseconds),
             idle_after_broker_end_ms: parts.idle.after_broker_end.map(milliseconds),
-            level: parts.record.level,
             sent_us: parts.record.sent_us,
             counts_bytes: parts.counts_bytes,
             awaits_answer: parts.awaits_answer,
@@ -139,6 +165,8 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
                 .access
                 .as_ref()
                 .map(|access| access.details.clone()),
+            level: parts.level,
+            key: parts.record.key.clone(),
             end: parts.ended.then_some(parts.record.end),
             up: flow(&parts.up),
             down: flow(&parts.down),
@@ -179,10 +207,15 @@ pub fn decode(frame: Frame, mut open: impl FnMut(&PairRecord) -> Record) -> Opti
             after_broker_end: record.idle_after_broker_end_ms.map(Duration::from_millis),
         };
         let silent = Duration::from_millis(record.silent_ms);
+        let mqtt = record.level.map(|level| Mqtt {
+            level,
+            to_broker: record.up.framing,
+            to_client: record.down.framing,
+        });
         let state = open(record);
         let (client, broker) = (descriptors.next()?, descriptors.next()?);
         let awaits = (record.counts_bytes, record.awaits_answer);
-        let pair = Pair::from_parts(up, down, idle, record.end, awaits, state);
+        let pair = Pair::from_parts(up, down, idle, record.end, awaits, state).speaking(mqtt);
         pairs.push(Carried {
             // The clock of a machine that started a moment ago cannot look back that far.
             last_activity: now.checked_sub(silent).unwrap_or(now),
@@ -190,4 +223,17 @@ pub fn decode(frame: Frame, mut open: impl FnMut(&PairRecord) -> Record) -> Opti
         });
     }
     owed.is_empty().then_some(pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_version_that_did_not_follow_packets_stands_is_unknown() {
+        let flow: FlowRecord = serde_json::from_str(r#"{"state": "open", "owed": 3}"#).unwrap();
+        assert_eq!(flow.framing.to_boundary(), None);
+        let text = serde_json::to_string(&flow).unwrap();
+        assert_eq!(serde_json::from_str::<FlowRecord>(&text).unwrap(), flow);
+    }
 }

@@ -127,6 +127,13 @@ impl Level {
         level
     }
 
+    /// The nodes that take connections: those with a weight, or all where none has one.
+    pub fn nodes_in_use(&self) -> impl Iterator<Item = &Arc<Node>> {
+        let no_weight = self.members.iter().all(|member| member.weight == 0);
+        let used = move |member: &&Member| no_weight || member.weight > 0;
+        self.members.iter().filter(used).map(|member| &member.node)
+    }
+
     /// The next place to try, or `None` when the level has no other.
     pub fn pick(&self, wish: &Wish<'_>) -> Option<Place> {
         let Wish { key, tried, terms } = *wish;

@@ -9,7 +9,7 @@ pub mod level;
 pub mod loads;
 pub mod names;
 pub mod node;
-mod random;
+pub(crate) mod random;
 mod registry;
 pub mod ring;
 pub mod round_robin;
@@ -263,6 +263,45 @@ impl Upstream {
         self.nodes().filter(move |node| seen.insert(node.label()))
     }
 
+    /// The nodes that take new connections. A node of weight 0 does so only in a level where all
+    /// have it, or alone.
+    pub fn nodes_in_use(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.levels.iter().flat_map(Level::nodes_in_use)
+    }
+
+    /// Whether a connection that is sent away finds a healthy node.
+    pub fn has_room(&self) -> bool {
+        !self.ignore_health.load(Ordering::Relaxed)
+            && self.nodes_in_use().any(|node| node.health().is_healthy())
+    }
+
+    /// The node where a connection with this key has its place on the ring now: the first that
+    /// would be tried for it, as long as that has room for it. `None` without a ring, and while
+    /// health is ignored.
+    pub fn home(&self, key: &[u8]) -> Option<&Arc<Node>> {
+        let terms = self.terms();
+        if self.config.balancer != Balancer::Chash || terms.ignore_health {
+            return None;
+        }
+        let pick = |terms: Terms| {
+            let wish = Wish {
+                key,
+                tried: &[],
+                terms,
+            };
+            let picked = |level: &Level| Some((std::ptr::from_ref(level), level.pick(&wish)?));
+            self.levels.iter().find_map(picked)
+        };
+        let (level, place) = pick(terms)?;
+        let unbounded = Terms {
+            balance_factor: None,
+            ..terms
+        };
+        let same = terms.balance_factor.is_none() || pick(unbounded) == Some((level, place));
+        let level = self.levels.iter().find(|one| std::ptr::eq(*one, level))?;
+        same.then(|| &level.members[place.member].node)
+    }
+
     /// The hash key of a connection; empty where the balancer does not hash.
     pub fn key(&self, variables: &Variables<'_>) -> Key {
         match self.config.balancer {
@@ -297,13 +336,17 @@ impl Upstream {
 
     /// The addresses to try for a connection with this key, one after the other.
     pub fn targets<'a>(&'a self, key: &'a [u8]) -> Targets<'a> {
-        let terms = Terms {
+        let terms = self.terms();
+        let addresses = self.addresses.load(Ordering::Relaxed);
+        Targets::new(&self.levels, key, self.config.retries, addresses, terms)
+    }
+
+    fn terms(&self) -> Terms {
+        Terms {
             ignore_health: self.ignore_health.load(Ordering::Relaxed),
             slow_start: self.config.slow_start,
             balance_factor: self.config.balance_factor,
-        };
-        let addresses = self.addresses.load(Ordering::Relaxed);
-        Targets::new(&self.levels, key, self.config.retries, addresses, terms)
+        }
     }
 
     /// Called when a table with this upstream starts to serve: from now on it hears of what

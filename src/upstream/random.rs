@@ -5,17 +5,17 @@ use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 /// 64 random bits.
-pub(super) fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
 /// A random time below `limit`.
-pub(super) fn below(limit: Duration) -> Duration {
+pub(crate) fn below(limit: Duration) -> Duration {
     limit.mul_f64(fraction(random()))
 }
 
 /// A number from 0 to below 1 from random bits.
-pub(super) fn fraction(bits: u64) -> f64 {
+pub(crate) fn fraction(bits: u64) -> f64 {
     // The 53 bits that an f64 holds exactly.
     (bits >> 11) as f64 / (1_u64 << 53) as f64
 }

@@ -33,6 +33,8 @@ fn config(balancer: Balancer, nodes: Vec<UpstreamNode>, retries: Option<u32>) ->
         checks: None,
         slow_start: None,
         balance_factor: None,
+        drain: None,
+        rebalance: None,
         discovery: None,
     }
 }

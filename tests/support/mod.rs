@@ -8,6 +8,7 @@
 pub mod broker;
 pub mod client;
 pub mod control;
+pub mod crowd;
 pub mod dns;
 pub mod door;
 pub mod explain;
@@ -35,6 +36,7 @@ pub mod wait;
 
 pub use broker::{Broker, Brokers};
 pub use client::{Client, End};
+pub use crowd::{Crowd, expect_pace};
 pub use door::{Door, door, door_to, send};
 pub use explain::{explain, explained_nodes};
 pub use files::{Files, config, config_with};

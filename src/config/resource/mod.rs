@@ -7,6 +7,7 @@ pub mod checks;
 pub mod credentials;
 pub mod discovery;
 pub(crate) mod hash_key;
+pub mod leaving;
 pub(crate) mod nodes;
 pub(crate) mod pem;
 pub mod plugin;

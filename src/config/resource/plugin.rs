@@ -246,6 +246,8 @@ fn legacy_upstream(entry: &Entry, at: &At<'_>, context: &mut Context<'_>) -> Opt
         checks: None,
         slow_start: None,
         balance_factor: None,
+        drain: None,
+        rebalance: None,
         discovery: None,
     })
 }

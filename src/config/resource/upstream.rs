@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::checks::{self, Checks};
 use super::credentials::{Authorities, CertificatePair};
 use super::discovery::{self, Discovery, Found};
+use super::leaving::{self, Drain, Rebalance};
 use super::pem::Part;
 use super::read::{Context, id, seconds, text};
 use super::{hash_key, nodes, weights};
@@ -56,6 +57,10 @@ pub struct Upstream {
     /// How many percent of its share of the live connections a node of a ring may have before
     /// further ones go to the next; above 100. Only with chash.
     pub balance_factor: Option<u32>,
+    /// How live connections leave nodes that take no new ones; `None` = they stay.
+    pub drain: Option<Drain>,
+    /// How live connections come home to nodes that are back; `None` = they stay. Only with chash.
+    pub rebalance: Option<Rebalance>,
     /// A service of which the nodes are, instead of `nodes`, which is empty then.
     pub discovery: Option<Discovery>,
 }
@@ -260,6 +265,8 @@ pub(crate) fn build(node: &Node, at: &At<'_>, context: &mut Context<'_>) -> Upst
             .and_then(|checks| checks::build(checks, &at.key("checks"), context)),
         slow_start: seconds(node, "slow_start"),
         balance_factor: balance_factor(node, balancer, at, context),
+        drain: leaving::drain(node),
+        rebalance: leaving::rebalance(node, balancer, at, context),
         discovery,
     }
 }

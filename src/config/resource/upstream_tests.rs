@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::resource::leaving::Will;
 use crate::config::resource::testing::Judged;
 use crate::config::schema::upstream::UPSTREAM;
 
@@ -451,4 +452,62 @@ fn slow_start_and_the_bound_of_a_ring() {
         messages,
         ["warning: x.hash_balance_factor: hash_balance_factor has no effect: type is not chash"]
     );
+}
+
+#[test]
+fn how_live_connections_move() {
+    let build = |text: &str| {
+        let judged = judge(&format!("{{nodes: {{'a:1': 1}}, {text}}}"));
+        let upstream = judged.value;
+        (upstream.drain, upstream.rebalance, judged.messages)
+    };
+    let chash = "type: chash, key: mqtt_client_id";
+    assert_eq!(
+        build(&format!("{chash}, drain: {{}}, rebalance: {{}}")),
+        (
+            Some(Drain {
+                rate: 200.0,
+                timeout: Some(Duration::from_secs(3600)),
+                will: Will::Publish,
+            }),
+            Some(Rebalance {
+                rate: 200.0,
+                will: Will::Publish,
+            }),
+            Vec::new()
+        )
+    );
+    let (drain, ..) = build("drain: {rate: 0.5, timeout: 0, will: suppress}");
+    assert_eq!(
+        drain,
+        Some(Drain {
+            rate: 0.5,
+            timeout: None,
+            will: Will::Suppress,
+        })
+    );
+    let (_, rebalance, messages) = build("rebalance: {rate: 5}");
+    assert_eq!(rebalance, None);
+    assert_eq!(
+        messages,
+        [
+            "warning: x.rebalance: rebalance has no effect: type is not chash, and no connection \
+             has a place of its own"
+        ]
+    );
+    for (text, expected) in [
+        ("drain: 5", "x.drain: "),
+        ("drain: {rate: 0}", "x.drain.rate: "),
+        ("drain: {rate: 100001}", "x.drain.rate: "),
+        ("drain: {timeout: -1}", "x.drain.timeout: "),
+        ("drain: {will: keep}", "x.drain.will: "),
+        ("drain: {pace: 5}", "x.drain.pace: "),
+        (
+            "type: chash, key: remote_addr, rebalance: {rate: fast}",
+            "x.rebalance.rate: ",
+        ),
+    ] {
+        let (.., messages) = build(text);
+        assert!(messages[0].starts_with(expected), "{text}: {messages:?}");
+    }
 }

@@ -1,6 +1,8 @@
 //! `mqtt_proxy` of `config.yaml`: what APISIX has no key for.
 
+use super::upstream::{RATE, WILL};
 use super::{Field, Kind, List, Literal, Object, Pattern, Rest, Text};
+use crate::config::resource::leaving::{DEFAULT_RATE, MAX_RATE};
 
 /// Seconds above zero, at most a year.
 const SECONDS: Kind = Kind::Number {
@@ -96,6 +98,11 @@ pub static MQTT_PROXY: Object = Object::strict(
             "The access log; off unless here or enabled in nginx_config.stream.",
         ),
         Field::new("shutdown", Kind::Object(&SHUTDOWN), "How the process ends."),
+        Field::new(
+            "upgrade",
+            Kind::Object(&UPGRADE),
+            "What becomes of connections that an upgrade cannot hand over.",
+        ),
     ],
 )
 .rest(Rest::Warn);
@@ -268,11 +275,46 @@ static ACCESS_LOG: Object = Object::strict(
 static SHUTDOWN: Object = Object::strict(
     "",
     "How the process ends.",
-    &[Field::new(
-        "timeout",
-        SECONDS_OR_ZERO,
-        "Seconds that SIGTERM waits for live connections.",
-    )
-    .default(Literal::Int(300))],
+    &[
+        Field::new(
+            "timeout",
+            SECONDS_OR_ZERO,
+            "Seconds from SIGTERM until the last connection has left.",
+        )
+        .default(Literal::Int(300)),
+        Field::new(
+            "rate",
+            Kind::Number {
+                min: 0.0,
+                above: false,
+                max: MAX_RATE,
+            },
+            "Connections a second that are sent away from SIGTERM on, and more where timeout would \
+             not do otherwise; 0 = spread evenly over timeout.",
+        )
+        .default(Literal::Int(0)),
+        WILL,
+    ],
+)
+.rest(Rest::Warn);
+
+static UPGRADE: Object = Object::strict(
+    "",
+    "What becomes of connections that an upgrade cannot hand over.",
+    &[
+        Field::new(
+            "linger",
+            SECONDS_OR_ZERO,
+            "Seconds that they stay in the old process, unless they end before that.",
+        )
+        .default(Literal::Int(3600)),
+        Field::new(
+            "rate",
+            RATE,
+            "Connections a second that are sent away afterwards.",
+        )
+        .default(Literal::Int(DEFAULT_RATE as i64)),
+        WILL,
+    ],
 )
 .rest(Rest::Warn);

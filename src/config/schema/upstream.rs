@@ -6,6 +6,7 @@ use super::common::{
     SSL_PRIVATE_KEY, UPDATE_TIME_FIELD,
 };
 use super::{Field, Kind, List, Literal, Object, Rest, Rule, Text};
+use crate::config::resource::leaving::{DEFAULT_RATE, DEFAULT_TIMEOUT, MAX_RATE, MIN_RATE};
 
 /// Weight of a node.
 const WEIGHT: Kind = Kind::Int {
@@ -95,6 +96,18 @@ pub static UPSTREAM: Object = Object::strict(
         )
         .default(Literal::Int(0)),
         Field::new(
+            "drain",
+            Kind::Object(&DRAIN),
+            "How live connections leave nodes of weight 0 and nodes that were removed; without it \
+             they stay. Not in APISIX.",
+        ),
+        Field::new(
+            "rebalance",
+            Kind::Object(&REBALANCE),
+            "With chash: how live connections move to a node that is back or was added, as far as \
+             they belong there; without it they stay where they are. Not in APISIX.",
+        ),
+        Field::new(
             "discovery_type",
             Kind::TEXT,
             "Registry to ask for the nodes of service_name.",
@@ -133,6 +146,57 @@ pub static UPSTREAM: Object = Object::strict(
     &["nodes"],
     &["service_name", "discovery_type"],
 ])]);
+
+/// Connections a second that are sent away.
+pub const RATE: Kind = Kind::Number {
+    min: MIN_RATE,
+    above: false,
+    max: MAX_RATE,
+};
+
+/// What becomes of wills.
+pub const WILL: Field = Field::new(
+    "will",
+    Kind::Choice(&["publish", "suppress"]),
+    "What the broker does with the clients' wills: it publishes them, as after any connection that \
+     just ends, or it gets the client's DISCONNECT first and does not.",
+)
+.default(Literal::Text("publish"));
+
+static DRAIN: Object = Object::strict(
+    "Drain",
+    "How live connections leave nodes that take no new ones.",
+    &[
+        Field::new(
+            "rate",
+            RATE,
+            "Connections a second, for all leaving nodes of the upstream together.",
+        )
+        .default(Literal::Int(DEFAULT_RATE as i64)),
+        Field::new(
+            "timeout",
+            Kind::Number {
+                min: 0.0,
+                above: false,
+                max: 31_536_000.0,
+            },
+            "Seconds after which the last connection has left a node, if need be at a higher rate; \
+             0 = the rate alone counts.",
+        )
+        .default(Literal::Int(DEFAULT_TIMEOUT as i64)),
+        WILL,
+    ],
+);
+
+static REBALANCE: Object = Object::strict(
+    "Rebalance",
+    "How live connections move to a node that is back or was added.",
+    &[
+        Field::new("rate", RATE, "Connections a second, for the upstream.")
+            .default(Literal::Int(DEFAULT_RATE as i64)),
+        WILL,
+    ],
+);
 
 static NODE_MAP: Object =
     Object::strict("", "\"host:port\": weight", &[]).rest(Rest::Each(&WEIGHT));

@@ -8,12 +8,13 @@ use std::time::Duration;
 use super::listen::{ProxyProtocolDefaults, listeners};
 use super::{
     ConnectMode, DEFAULT_STREAM_PLUGINS, Idle, Limits, MetricsSettings, PingoraSettings, Provider,
-    RefusalMode, RingIdentity, Settings, TlsSettings, Workers, access_log, control, dns,
-    upstream_bind,
+    RefusalMode, RingIdentity, Settings, ShutdownSettings, TlsSettings, UpgradeSettings, Workers,
+    access_log, control, dns, upstream_bind,
 };
 use crate::config::Loaded;
 use crate::config::diagnostic::{At, Position, Problems, quote};
 use crate::config::document::{Node, SyntaxError, Value, parse_yaml};
+use crate::config::resource::leaving::{MAX_RATE, MIN_RATE, Will, will};
 use crate::config::resource::pem;
 use crate::config::resource::plugin::{STREAM_PLUGINS, warn_unknown};
 use crate::config::schema::Checker;
@@ -201,11 +202,8 @@ fn settings(
             ),
         },
         tls: tls(root, problems),
-        shutdown_timeout: seconds(
-            root,
-            &own(["shutdown", "timeout"]),
-            Duration::from_secs(300),
-        ),
+        shutdown: shutdown(root),
+        upgrade: upgrade(root),
         pingora: find(root, &["pingora"]).map(|own| PingoraSettings {
             value: own.to_yaml(),
             position: own.position.into(),
@@ -216,6 +214,38 @@ fn settings(
                 .collect(),
         }),
         without_effect,
+    }
+}
+
+fn rate(root: &Node, block: &str) -> Option<f64> {
+    let written = find(root, &["mqtt_proxy", block, "rate"]).and_then(Node::as_f64)?;
+    // 0 has a meaning of its own where it is allowed.
+    (written > 0.0).then(|| written.clamp(MIN_RATE, MAX_RATE))
+}
+
+fn will_of(root: &Node, block: &str) -> Will {
+    find(root, &["mqtt_proxy", block]).map_or(Will::Publish, will)
+}
+
+fn shutdown(root: &Node) -> ShutdownSettings {
+    let default = ShutdownSettings::default();
+    ShutdownSettings {
+        timeout: seconds(
+            root,
+            &["mqtt_proxy", "shutdown", "timeout"],
+            default.timeout,
+        ),
+        rate: rate(root, "shutdown"),
+        will: will_of(root, "shutdown"),
+    }
+}
+
+fn upgrade(root: &Node) -> UpgradeSettings {
+    let default = UpgradeSettings::default();
+    UpgradeSettings {
+        linger: seconds(root, &["mqtt_proxy", "upgrade", "linger"], default.linger),
+        rate: rate(root, "upgrade").unwrap_or(default.rate),
+        will: will_of(root, "upgrade"),
     }
 }
 

@@ -77,7 +77,8 @@ fn defaults() {
             limits: Limits::default(),
             idle: Idle::default(),
             tls: TlsSettings::default(),
-            shutdown_timeout: Duration::from_secs(300),
+            shutdown: ShutdownSettings::default(),
+            upgrade: UpgradeSettings::default(),
             pingora: None,
             without_effect: vec![],
         }
@@ -221,7 +222,8 @@ fn own_settings() {
         "mqtt_proxy:\n  standalone_file: routes.yaml\n  connect: tolerant\n  refusal: close\n  \
          ring_identity: address\n  limits: {first_byte_timeout: 0.5, connect_timeout: 2, \
          max_connect_size: 64, max_connections: 9}\n  idle: {keep_alive_factor: 2, \
-         keep_alive_margin: 0}\n  metrics: {addr: '[::1]:9', path: /m}\n  shutdown: {timeout: 1}\n\
+         keep_alive_margin: 0}\n  metrics: {addr: '[::1]:9', path: /m}\n  shutdown: {timeout: 1, rate: 0.5, \
+         will: suppress}\n  upgrade: {linger: 0, rate: 7}\n\
          pingora: {threads: 4, unknown: [1]}\nnginx_config: {worker_processes: 3}\n",
     );
     assert_eq!(told, Vec::<String>::new());
@@ -246,7 +248,22 @@ fn own_settings() {
         (metrics.addr.to_string().as_str(), metrics.path.as_str()),
         ("[::1]:9", "/m")
     );
-    assert_eq!(settings.shutdown_timeout, Duration::from_secs(1));
+    assert_eq!(
+        settings.shutdown,
+        ShutdownSettings {
+            timeout: Duration::from_secs(1),
+            rate: Some(0.5),
+            will: Will::Suppress,
+        }
+    );
+    assert_eq!(
+        settings.upgrade,
+        UpgradeSettings {
+            linger: Duration::ZERO,
+            rate: 7.0,
+            will: Will::Publish,
+        }
+    );
     assert_eq!(
         settings.workers,
         Workers::Count(NonZeroUsize::new(3).unwrap())

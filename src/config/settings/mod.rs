@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::diagnostic::Origin;
+use crate::config::resource::leaving::{DEFAULT_RATE, Will};
 
 pub use access_log::{
     AccessLogFormat, AccessLogSettings, AccessLogTarget, ClientIdPolicy, DEFAULT_FORMAT, Escape,
@@ -74,8 +75,10 @@ pub struct Settings {
     pub idle: Idle,
     /// TLS on listeners and toward brokers.
     pub tls: TlsSettings,
-    /// `mqtt_proxy.shutdown.timeout`: how long SIGTERM waits for connections. Default 300 s.
-    pub shutdown_timeout: Duration,
+    /// `mqtt_proxy.shutdown`: how the process ends.
+    pub shutdown: ShutdownSettings,
+    /// `mqtt_proxy.upgrade`: what becomes of connections that are not handed over.
+    pub upgrade: UpgradeSettings,
     /// What stands under `pingora:`, if anything.
     pub pingora: Option<PingoraSettings>,
     /// Dotted paths of the keys APISIX knows that have no effect here, in file order.
@@ -238,6 +241,49 @@ impl Default for Idle {
         Idle {
             keep_alive_factor: 1.5,
             keep_alive_margin: Duration::from_secs(10),
+        }
+    }
+}
+
+/// `mqtt_proxy.shutdown`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ShutdownSettings {
+    /// From SIGTERM until the last connection has left. Default 300 s.
+    pub timeout: Duration,
+    /// Connections a second that are sent away, and more where the timeout wants it. Default
+    /// `None`: spread evenly over the timeout.
+    pub rate: Option<f64>,
+    /// What becomes of their wills.
+    pub will: Will,
+}
+
+impl Default for ShutdownSettings {
+    fn default() -> Self {
+        ShutdownSettings {
+            timeout: Duration::from_secs(300),
+            rate: None,
+            will: Will::Publish,
+        }
+    }
+}
+
+/// `mqtt_proxy.upgrade`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpgradeSettings {
+    /// How long connections that cannot be handed over stay in the old process. Default 1 h.
+    pub linger: Duration,
+    /// Connections a second that are sent away afterwards. Default 200.
+    pub rate: f64,
+    /// What becomes of their wills.
+    pub will: Will,
+}
+
+impl Default for UpgradeSettings {
+    fn default() -> Self {
+        UpgradeSettings {
+            linger: Duration::from_secs(3600),
+            rate: DEFAULT_RATE,
+            will: Will::Publish,
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use super::Established;
 use super::dialling::Dialled;
 use super::listening::Door;
+use super::orders::Departure;
 use super::pair::Pair;
 use super::parked::Parked;
 pub use super::socket::Lacks;
@@ -62,6 +63,8 @@ pub(super) enum Order {
     Release(Sender<Vec<Carried>>),
     /// Let go of this: a sign of life.
     Answer(Question),
+    /// Have these pairs leave.
+    Leave(Departure),
     /// Keep this client until it has sent something.
     Park(Parked),
     /// Accept here, too.
@@ -212,6 +215,11 @@ impl Engine {
     /// Has every pair of the thread looked at, between its other work.
     pub(super) fn visit(&self, visit: Visit) {
         self.order(Order::Visit(visit));
+    }
+
+    /// Has pairs leave.
+    pub(super) fn leave(&self, departure: Departure) {
+        self.order(Order::Leave(departure));
     }
 
     fn order(&self, order: Order) {

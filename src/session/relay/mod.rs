@@ -9,6 +9,7 @@ pub mod dialling;
 pub mod engine;
 pub mod first_answer;
 pub mod listening;
+pub mod orders;
 pub mod pair;
 pub mod parked;
 mod socket;
@@ -24,12 +25,14 @@ use std::sync::mpsc::{SendError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use engine::{Carried, Engine, Question, here};
 use listening::Door;
-use pair::Pair;
+use pair::{Farewell, Pair};
 use parked::Parked;
+use task::Leaver;
 pub use visit::Sight;
 use visit::{Fold, Visit};
 
@@ -64,6 +67,8 @@ pub struct Relays {
     engines: OnceLock<Vec<Engine>>,
     next: AtomicUsize,
     elsewhere: Mutex<Option<Sender<Carried>>>,
+    /// For the pairs that are tasks.
+    leaver: Arc<Leaver>,
 }
 
 impl Relays {
@@ -75,13 +80,33 @@ impl Relays {
             engines: OnceLock::new(),
             next: AtomicUsize::new(0),
             elsewhere: Mutex::default(),
+            leaver: Arc::default(),
         }
+    }
+
+    /// Relays a pair of any streams in a task of its own.
+    pub fn spawn<C, B>(&self, pair: Established<C, B>)
+    where
+        C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        B: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        task::spawn(pair, self.leaver.clone());
+    }
+
+    /// Whether there may be pairs that are tasks and have not been told to leave.
+    pub fn tasks_are_waiting(&self) -> bool {
+        self.leaver.has_waiting()
+    }
+
+    /// Has so many of the pairs that are tasks leave, those first that were there first.
+    pub fn send_tasks_away(&self, count: usize, farewell: Farewell) {
+        self.leaver.send_away(count, farewell);
     }
 
     /// Relays the pair from now on, apart from the task that brought it here.
     pub fn hand_over(&self, pair: Established<TcpStream, TcpStream>) {
         if self.engines().is_empty() {
-            return task::spawn(pair);
+            return self.spawn(pair);
         }
         match Carried::try_from(pair) {
             Ok(carried) => self.carry_on(carried),
@@ -250,6 +275,11 @@ impl Relays {
             values.push(value);
         }
         values
+    }
+
+    /// The engines, if there has been anything to relay yet.
+    fn started(&self) -> &[Engine] {
+        self.engines.get().map_or(&[], Vec::as_slice)
     }
 
     fn engines(&self) -> &[Engine] {

@@ -4,6 +4,11 @@
 //! receiver does not take is kept, and while it is kept nothing more is read: back-pressure
 //! reaches the sender through the kernel, and an idle flow holds no memory. The end of a sender is
 //! passed on once everything before it is written, and the other flow goes on (half-close).
+//!
+//! Of MQTT it knows where each receiver stands between two packets, so that a pair can be told to
+//! [leave](Pair::leave) without a packet being cut.
+
+mod leaving;
 
 use std::io::{self, ErrorKind};
 use std::time::Duration;
@@ -12,9 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use super::IdleTimeout;
 use super::first_answer::{AwaitedConnack, FirstRead};
-use crate::mqtt::connack_code;
+use crate::mqtt::{Framing, connack_code};
 use crate::session::outcome::{End, Record};
 use crate::telemetry::metrics::Traffic;
+pub use leaving::{BOUNDARY_LIMIT, Farewell};
+use leaving::{Leaving, Reach};
 
 /// How long a client whose broker is gone may still send into the void. Closing its socket with
 /// unread bytes would make the kernel send a reset, which may overtake the broker's last words
@@ -59,6 +66,8 @@ struct Flow {
     state: State,
     /// Read, not yet written, and how much of it is written already.
     owed: Option<Box<Owed>>,
+    /// Where the receiver stands between two packets: by what was written, not by what was read.
+    framing: Framing,
 }
 
 #[derive(Debug)]
@@ -95,6 +104,32 @@ pub struct FlowParts<'a> {
     pub state: State,
     /// Read and not yet written.
     pub owed: &'a [u8],
+    /// Where its receiver stands between two packets.
+    pub framing: Framing,
+}
+
+/// What is known of the MQTT that a pair carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mqtt {
+    /// The protocol level of CONNECT, bridge bit included.
+    pub level: u8,
+    /// Where the broker stands between two packets.
+    pub to_broker: Framing,
+    /// Where the client stands.
+    pub to_client: Framing,
+}
+
+impl Mqtt {
+    /// A connection of which the broker has got these bytes, from CONNECT on, and the client none.
+    pub fn begun(level: u8, written: &[u8]) -> Self {
+        let mut to_broker = Framing::start();
+        to_broker.advance(written);
+        Mqtt {
+            level,
+            to_broker,
+            to_client: Framing::start(),
+        }
+    }
 }
 
 /// Everything of a pair, to be looked at.
@@ -112,6 +147,8 @@ pub struct PairParts<'a> {
     pub counts_bytes: bool,
     /// Whether the broker has yet to send its first byte.
     pub awaits_answer: bool,
+    /// Its protocol level; `None` where it is no MQTT.
+    pub level: Option<u8>,
     /// Its record.
     pub record: &'a Record,
 }
@@ -129,6 +166,9 @@ pub struct Pair {
     counts_bytes: bool,
     /// The broker has yet to send its first byte.
     awaits_answer: bool,
+    /// Of MQTT; `None` on a plain TCP route.
+    level: Option<u8>,
+    leaving: Option<Box<Leaving>>,
     record: Record,
 }
 
@@ -138,7 +178,13 @@ impl Flow {
         Flow {
             state: State::Open,
             owed,
+            framing: Framing::default(),
         }
+    }
+
+    /// Its receiver is gone.
+    fn discard(&mut self) {
+        (self.state, self.owed) = (State::Discarding, None);
     }
 
     fn parts(&self) -> FlowParts<'_> {
@@ -148,6 +194,7 @@ impl Flow {
                 Some(owed) => &owed.bytes[owed.written..],
                 None => &[],
             },
+            framing: self.framing,
         }
     }
 
@@ -159,16 +206,18 @@ impl Flow {
         sender: &mut impl Side,
         receiver: &mut impl Side,
         scratch: &mut [u8],
+        (reach, other): (Reach, State),
         moved: &mut u64,
-        other: State,
         mut seen: impl FnMut(&[u8]),
     ) -> Result<Progress, Failure> {
         for _ in 0..TURN {
             if let Some(owed) = &mut self.owed {
-                match write(receiver, &owed.bytes[owed.written..])? {
+                let rest = &owed.bytes[owed.written..];
+                match write(receiver, rest)? {
                     0 => return Ok(Progress::Wait),
                     count => {
                         *moved += count as u64;
+                        self.framing.advance(&rest[..count]);
                         owed.written += count;
                     }
                 }
@@ -178,25 +227,34 @@ impl Flow {
                 continue;
             }
             match self.state {
-                State::Open => match read(sender, scratch)? {
-                    None => {
-                        // A layer that collects records sends them when nothing more comes.
-                        let flushed = receiver.flush();
-                        flushed.or_else(passing).map_err(|_| Failure::Receiver)?;
-                        return Ok(Progress::Wait);
+                State::Open => {
+                    let read = match reach.limit(self).min(scratch.len()) {
+                        0 => None,
+                        limit => read(sender, &mut scratch[..limit])?,
+                    };
+                    match read {
+                        None => {
+                            // A layer that collects records sends them when nothing more comes.
+                            let flushed = receiver.flush();
+                            flushed.or_else(passing).map_err(|_| Failure::Receiver)?;
+                            return Ok(Progress::Wait);
+                        }
+                        Some(0) => self.state = State::Ended,
+                        Some(count) => {
+                            seen(&scratch[..count]);
+                            self.pass_on(receiver, &scratch[..count], moved)?;
+                        }
                     }
-                    Some(0) => self.state = State::Ended,
-                    Some(count) => {
-                        seen(&scratch[..count]);
-                        self.pass_on(receiver, &scratch[..count], moved)?;
-                    }
-                },
-                State::Ended => match end(receiver, other) {
+                }
+                State::Ended => match end(receiver, reach, other) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
                         return Ok(Progress::Wait);
                     }
                     ended => {
-                        self.state = State::Closed;
+                        self.state = match reach {
+                            Reach::Void => State::Discarding,
+                            Reach::On | Reach::Boundary { .. } => State::Closed,
+                        };
                         ended.map_err(|_| Failure::Receiver)?;
                     }
                 },
@@ -230,6 +288,7 @@ impl Flow {
                 }
                 count => {
                     *moved += count as u64;
+                    self.framing.advance(&rest[..count]);
                     rest = &rest[count..];
                 }
             }
@@ -249,8 +308,19 @@ impl Pair {
             awaited: None,
             ended: false,
             counts_bytes: false,
+            level: None,
+            leaving: None,
             record,
         }
+    }
+
+    /// The same, of which this much of MQTT is known; `None` changes nothing.
+    pub fn speaking(mut self, mqtt: Option<Mqtt>) -> Self {
+        if let Some(mqtt) = mqtt {
+            self.level = Some(mqtt.level);
+            (self.up.framing, self.down.framing) = (mqtt.to_broker, mqtt.to_client);
+        }
+        self
     }
 
     /// Has the broker's first words decide on the idle timeout.
@@ -287,8 +357,14 @@ impl Pair {
             ended: self.ended,
             counts_bytes: self.counts_bytes,
             awaits_answer: self.awaits_answer,
+            level: self.level,
             record: &self.record,
         }
+    }
+
+    /// What is known about it.
+    pub fn record(&self) -> &Record {
+        &self.record
     }
 
     /// Ends it here because another process relays it now.
@@ -310,7 +386,9 @@ impl Pair {
         let Some(owed) = &mut self.up.owed else {
             return Ok(0);
         };
-        let count = broker.write(&owed.bytes[owed.written..])?;
+        let rest = &owed.bytes[owed.written..];
+        let count = broker.write(rest)?;
+        self.up.framing.advance(&rest[..count]);
         owed.written += count;
         self.record.to_broker += count as u64;
         if owed.written == owed.bytes.len() {
@@ -357,7 +435,9 @@ impl Pair {
         if traffic != Traffic::default() {
             self.record.relayed(traffic);
         }
-        (progress, up + down > 0)
+        let told = progress != Progress::Done && self.tell_at_boundary();
+        let progress = if told { Progress::More } else { progress };
+        (progress, told || up + down > 0)
     }
 
     /// What was read and written before anything was relayed: CONNECT. It counts only now, because
@@ -381,18 +461,16 @@ impl Pair {
         scratch: &mut [u8],
         traffic: &mut Traffic,
     ) -> Progress {
-        let (moved, other) = (&mut self.record.to_broker, self.down.state);
+        let (up_reach, down_reach) = self.reach();
+        let (moved, on) = (&mut self.record.to_broker, (up_reach, self.down.state));
         let seen = |bytes: &[u8]| traffic.from_client += bytes.len() as u64;
-        let up = self.up.advance(client, broker, scratch, moved, other, seen);
+        let up = self.up.advance(client, broker, scratch, on, moved, seen);
         let up = match up {
             Ok(progress) => progress,
             Err(Failure::Sender) => return self.over(End::ClientError),
             Err(Failure::Receiver) => {
                 self.note(End::BrokerError);
-                self.up = Flow {
-                    state: State::Discarding,
-                    owed: None,
-                };
+                self.up.discard();
                 let limit = self
                     .idle
                     .open
@@ -404,7 +482,7 @@ impl Pair {
         if self.up.state == State::Ended || up == Progress::Done {
             self.note(End::ClientClosed);
         }
-        let (moved, other) = (&mut self.record.to_client, self.up.state);
+        let (moved, on) = (&mut self.record.to_client, (down_reach, self.up.state));
         let mut answer = None;
         let seen = |bytes: &[u8]| {
             traffic.from_broker += bytes.len() as u64;
@@ -414,14 +492,12 @@ impl Pair {
             }
         };
         let down = match self.awaited.take() {
-            None => self
-                .down
-                .advance(broker, client, scratch, moved, other, seen),
+            None => self.down.advance(broker, client, scratch, on, moved, seen),
             Some(awaited) => {
                 let mut first = FirstRead::of(broker, &awaited);
                 let down = self
                     .down
-                    .advance(&mut first, client, scratch, moved, other, seen);
+                    .advance(&mut first, client, scratch, on, moved, seen);
                 match first.idle() {
                     Some(idle) => self.idle.open = idle,
                     None => self.awaited = Some(awaited),
@@ -437,7 +513,10 @@ impl Pair {
             Err(Failure::Sender) => {
                 self.note(End::BrokerError);
                 // The client is told by the end of the stream, as by a broker that closes.
-                self.down.state = State::Ended;
+                self.down.state = match self.down.state {
+                    State::Discarding => State::Closed,
+                    _ => State::Ended,
+                };
                 self.up.state = match self.up.state {
                     State::Closed => State::Closed,
                     _ => State::Discarding,
@@ -484,11 +563,12 @@ impl Pair {
     }
 }
 
-/// Ends a receiver, which has ended its own sending side if the other direction is closed.
-fn end(receiver: &mut impl Side, other: State) -> io::Result<()> {
+/// Ends a receiver, which has ended its own sending side if the other direction is closed: then
+/// nothing is left but to close it, unless its sender is still to be read into the void.
+fn end(receiver: &mut impl Side, reach: Reach, other: State) -> io::Result<()> {
     match other {
-        State::Closed => receiver.end_last(),
-        State::Open | State::Ended | State::Discarding => receiver.end(),
+        State::Closed if reach != Reach::Void => receiver.end_last(),
+        _ => receiver.end(),
     }
 }
 

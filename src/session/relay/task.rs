@@ -5,13 +5,16 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 
 use super::Established;
-use super::pair::{Pair, Progress, Side};
+use super::pair::{Farewell, Pair, Progress, Side};
 
 /// Bytes that one read may bring, per thread and shared by all its connections.
 pub(super) const SCRATCH: usize = 64 * 1024;
@@ -20,13 +23,53 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
 }
 
+/// Where tasks hear that the process leaves: each permit has one of them leave, in the order in
+/// which they began.
+#[derive(Debug)]
+pub struct Leaver {
+    permits: Semaphore,
+    farewell: OnceLock<Farewell>,
+    begun: AtomicBool,
+}
+
+impl Default for Leaver {
+    fn default() -> Self {
+        Leaver {
+            permits: Semaphore::new(0),
+            farewell: OnceLock::new(),
+            begun: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Leaver {
+    /// Has so many tasks leave; the first farewell is everybody's.
+    pub fn send_away(&self, count: usize, farewell: Farewell) {
+        self.farewell.get_or_init(|| farewell);
+        self.begun.store(true, Ordering::SeqCst);
+        self.permits.add_permits(count);
+    }
+
+    /// Whether nobody has left a turn to others.
+    pub fn has_waiting(&self) -> bool {
+        self.permits.available_permits() == 0
+    }
+
+    /// Resolves when it is the turn of a task.
+    async fn turn(self: Arc<Self>) -> Option<Farewell> {
+        // Never closed.
+        self.permits.acquire().await.ok()?.forget();
+        self.farewell.get().copied()
+    }
+}
+
 /// Relays the pair in a task of its own from now on.
-pub fn spawn<C, B>(established: Established<C, B>)
+pub fn spawn<C, B>(established: Established<C, B>, leaver: Arc<Leaver>)
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     B: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    tokio::spawn(Relay::new(established));
+    tokio::spawn(Relay::new(established, leaver));
 }
 
 /// The task.
@@ -36,26 +79,54 @@ pub(super) struct Relay<C, B> {
     pair: Pair,
     last_activity: Instant,
     timer: Option<Pin<Box<Sleep>>>,
+    leaver: Arc<Leaver>,
+    turn: Option<Turn>,
+    waits_for_turn: bool,
 }
 
+type Turn = Pin<Box<dyn Future<Output = Option<Farewell>> + Send>>;
+
 impl<C, B> Relay<C, B> {
-    pub(super) fn new(established: Established<C, B>) -> Self {
+    pub(super) fn new(established: Established<C, B>, leaver: Arc<Leaver>) -> Self {
         Relay {
             client: established.client,
             broker: established.broker,
             pair: established.pair,
             last_activity: Instant::now(),
             timer: None,
+            turn: Some(Box::pin(leaver.clone().turn())),
+            waits_for_turn: false,
+            leaver,
         }
     }
 
-    /// Ready when both sides have been silent for too long. The timer only looks again when it
-    /// fires, so that traffic costs nothing here.
+    /// Hears whether it is its turn to leave. Asked in earnest at first, to be woken later, and
+    /// once anybody leaves.
+    fn poll_turn(&mut self, context: &mut Context<'_>) {
+        if self.waits_for_turn && !self.leaver.begun.load(Ordering::SeqCst) {
+            return;
+        }
+        self.waits_for_turn = true;
+        let Some(turn) = &mut self.turn else { return };
+        if let Poll::Ready(farewell) = turn.as_mut().poll(context) {
+            self.turn = None;
+            if let Some(farewell) = farewell {
+                self.pair.leave(farewell, std::time::Instant::now());
+            }
+        }
+    }
+
+    /// Ready when both sides have been silent for too long, or a boundary was looked for in vain.
+    /// The timer only looks again when it fires, so that traffic costs nothing here.
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Some(idle) = self.pair.idle_timeout() else {
+        let idle = self
+            .pair
+            .idle_timeout()
+            .map(|idle| self.last_activity + idle);
+        let leaving = self.pair.boundary_limit().map(Instant::from_std);
+        let Some(deadline) = idle.into_iter().chain(leaving).min() else {
             return Poll::Pending;
         };
-        let deadline = self.last_activity + idle;
         let timer = self
             .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
@@ -81,6 +152,7 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let relay = self.get_mut();
+        relay.poll_turn(context);
         let waker = context.waker().clone();
         let (progress, moved) = BUFFER.with_borrow_mut(|scratch| {
             relay.pair.advance(
@@ -98,6 +170,15 @@ where
             Progress::Wait => {}
         }
         ready!(relay.poll_idle(context));
+        let now = Instant::now();
+        if let Some(limit) = relay.pair.boundary_limit()
+            && now.into_std() >= limit
+        {
+            relay.pair.boundary_limit_passed();
+            relay.last_activity = now;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         relay.pair.idle_timeout_passed();
         Poll::Ready(())
     }

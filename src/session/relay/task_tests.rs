@@ -29,7 +29,7 @@ fn stage(pipe: usize, setup: Setup) -> Stage {
     let (client, client_side) = duplex(pipe);
     let (broker, broker_side) = duplex(pipe);
     let counts = Counts::default();
-    let relay = tokio::spawn(Relay::new(Established {
+    let established = Established {
         client: client_side,
         broker: broker_side,
         pair: Pair::new(
@@ -38,7 +38,8 @@ fn stage(pipe: usize, setup: Setup) -> Stage {
             setup.idle,
             counts.record(),
         ),
-    }));
+    };
+    let relay = tokio::spawn(Relay::new(established, Arc::default()));
     Stage {
         client,
         broker,

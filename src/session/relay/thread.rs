@@ -14,7 +14,7 @@ use slab::Slab;
 use super::dialling::Dialled;
 use super::engine::{Carried, Engine, Order, lock};
 use super::listening::{LISTENERS, Listening};
-use super::pair::{Pair, Progress};
+use super::pair::{BOUNDARY_LIMIT, Pair, Progress};
 use super::parked::Watched;
 use super::socket::{BROKER, Lacks, PARKED, Registered, Socket, token};
 use super::visit::{Sight, Visit};
@@ -167,6 +167,7 @@ impl State {
             match order {
                 Order::Adopt(pairs) => pairs.into_iter().for_each(|pair| self.adopt(pair)),
                 Order::Answer(question) => drop(question),
+                Order::Leave(departure) => self.send_away(&departure),
                 Order::Park(parked) => self.park(parked),
                 Order::Listen(door) => self.listen(door),
                 Order::PauseListening(heard) => self.pause_listening(heard),
@@ -196,7 +197,9 @@ impl State {
         let pair = |index| {
             let relayed: &Relayed = pairs.get(index)?;
             relayed.dial.is_none().then(|| Sight {
-                record: relayed.pair.parts().record,
+                record: relayed.pair.record(),
+                pair: &relayed.pair,
+                place: (index as u32, relayed.generation),
                 last_activity: relayed.last_activity,
             })
         };
@@ -382,7 +385,7 @@ impl State {
         let mut sooner = |left: Duration| {
             shortest = Some(shortest.map_or(left, |shortest| shortest.min(left)));
         };
-        let mut late = Vec::new();
+        let (mut late, mut overdue) = (Vec::new(), Vec::new());
         self.pairs.retain(|index, relayed| {
             if let Some(dial) = &relayed.dial {
                 match dial.deadline().checked_duration_since(now) {
@@ -392,6 +395,13 @@ impl State {
                 return true;
             }
             relayed.sockets[BROKER].complete();
+            if let Some(limit) = relayed.pair.boundary_limit() {
+                if now >= limit {
+                    overdue.push(index);
+                    return true;
+                }
+                sooner(BOUNDARY_LIMIT);
+            }
             let Some(idle) = relayed.pair.idle_timeout() else {
                 return true;
             };
@@ -406,6 +416,7 @@ impl State {
         for index in late {
             self.dial_failed(index, ErrorKind::TimedOut.into());
         }
+        self.end_of_patience(overdue);
         let left = self.look_for_late_ones();
         self.expect_idle(left);
         // After a storm the memory goes back.

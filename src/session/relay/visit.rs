@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::pair::Pair;
 use crate::session::outcome::Record;
 
 /// Pairs that are looked at before traffic has its turn again: about a tenth of a millisecond.
@@ -17,6 +18,10 @@ pub struct Sight<'a> {
     pub record: &'a Record,
     /// When bytes last moved.
     pub last_activity: Instant,
+    /// The pair itself.
+    pub(super) pair: &'a Pair,
+    /// Its place in the slab of its thread, and its generation.
+    pub(super) place: (u32, u32),
 }
 
 /// Who looks at the pairs of one thread.

@@ -31,6 +31,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::Semaphore;
 
+use super::leaving::LeavingMetrics;
 use crate::table::CurrentTable;
 use listeners::{ListenerMetrics, Listeners};
 use observed::{Observed, ObservedMetrics};
@@ -84,6 +85,8 @@ pub struct Metrics {
     taken_over: Counter,
     connections_limit: Gauge,
     access_log_dropped: Counter,
+    /// Connections that are to leave.
+    pub leaving: LeavingMetrics,
 }
 
 impl Default for Metrics {
@@ -112,6 +115,7 @@ impl Metrics {
             taken_over: Counter::default(),
             connections_limit: Gauge::default(),
             access_log_dropped: Counter::default(),
+            leaving: LeavingMetrics::default(),
         };
         for result in RESULTS {
             metrics.reloads.get_or_create_owned(&by_result(result));
@@ -122,6 +126,7 @@ impl Metrics {
 
     fn register(&mut self) {
         let registry = &mut self.registry;
+        self.leaving.register(registry);
         let listeners = ListenerMetrics(self.listeners.clone());
         registry.register_collector(Box::new(listeners));
         let table = TableMetrics(self.table.clone());
