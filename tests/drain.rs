@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use support::crowd::ids;
 use support::mosquitto::{self, Mosquitto};
 use support::mqtt;
 use support::process::more_open_files;
-use support::setup::{Setup, routes, start};
+use support::setup::{Setup, start};
 use support::{
     Broker, Brokers, Client, Connect, Crowd, End, Files, Proxy, SOON, config, config_with,
     expect_pace, free_port, free_ports, local, metrics, wait_until,
@@ -22,33 +23,15 @@ use support::{
 const ANOTHER: &[u8] = &[0xe0, 2, 0x9c, 0];
 const MOVED: &[u8] = &[0xe0, 2, 0x9d, 0];
 
-fn ids(count: usize) -> Vec<String> {
-    (0..count).map(|n| format!("device-{n}")).collect()
-}
-
 /// A round robin upstream over these brokers with these weights, and `more` of its keys.
 fn upstream(brokers: &Brokers, weights: &[u32], more: &str) -> String {
     format!("nodes: {}{more}", brokers.weighted(weights))
 }
 
 impl Setup {
-    fn edit(&mut self, upstream: &str) {
-        let files = self.files.clone();
-        self.proxy.reload(|| files.replace_routes(routes(upstream)));
-    }
-
-    fn value(&self, name: &str, labels: &[&str]) -> f64 {
-        metrics::value(local(self.metrics), name, labels)
-    }
-
     fn remaining(&self, node: &str) -> f64 {
         let labels = ["upstream=\"route/1\"", &format!("node=\"{node}\"")];
         self.value("mqtt_proxy_drain_remaining", &labels)
-    }
-
-    fn ended(&self, reason: &str) -> f64 {
-        let label = format!("reason=\"{reason}\"");
-        self.value("mqtt_proxy_connections_ended_total", &[&label])
     }
 }
 
@@ -181,10 +164,7 @@ fn where_no_other_node_is_healthy_or_has_a_weight_nobody_is_sent_away() {
     crowd.expect_nobody_leaves(Duration::from_millis(500));
     let mut brokers = brokers;
     brokers.0[1].stop_listening();
-    let label = format!("node=\"{}\"", brokers.nodes()[1]);
-    wait_until("the other node to be unhealthy", SOON, || {
-        (setup.value("mqtt_proxy_upstream_healthy", &[&label]) == 0.0).then_some(())
-    });
+    setup.wait_until_healthy(&brokers.nodes()[1], false);
     setup.edit(&upstream(&brokers, &[0, 1], drain));
     crowd.expect_nobody_leaves(Duration::from_millis(500));
     brokers.0[1].listen();

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use support::crowd::ids;
 use support::generations::{Generations, send_signal};
 use support::process::more_open_files;
 use support::tls::{Authority, TlsClient, TlsTalk, one_node, ssl, tls_config, tls_routes};
@@ -35,10 +36,6 @@ fn start(broker: &Broker, shutdown: &str) -> (u16, Proxy) {
     let own = format!("mqtt_proxy: {{shutdown: {{{shutdown}}}}}\n");
     let files = Files::new(&config_with(&[port], &own), &routes(broker));
     (port, Proxy::start(&files, &[port]))
-}
-
-fn ids(count: usize) -> Vec<String> {
-    (0..count).map(|n| format!("device-{n}")).collect()
 }
 
 fn expect_told(crowd: &Crowd) {

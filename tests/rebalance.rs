@@ -6,40 +6,16 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use support::crowd::ids;
 use support::process::more_open_files;
-use support::setup::{Setup, routes, start};
-use support::{
-    Brokers, Client, Connect, Crowd, End, Ring, SOON, expect_pace, local, metrics, wait_until,
-};
+use support::setup::start;
+use support::{Brokers, Client, Connect, Crowd, End, Ring, SOON, expect_pace, wait_until};
 
 /// DISCONNECT "use another server".
 const ANOTHER: &[u8] = &[0xe0, 2, 0x9c, 0];
 
-fn ids(count: usize) -> Vec<String> {
-    (0..count).map(|n| format!("device-{n}")).collect()
-}
-
 fn upstream(nodes: &str, more: &str) -> String {
     format!("type: chash, key: mqtt_client_id, nodes: {nodes}{more}")
-}
-
-impl Setup {
-    fn edit(&mut self, upstream: &str) {
-        let files = self.files.clone();
-        self.proxy.reload(|| files.replace_routes(routes(upstream)));
-    }
-
-    fn value(&self, name: &str, labels: &[&str]) -> f64 {
-        metrics::value(local(self.metrics), name, labels)
-    }
-
-    fn wait_until_healthy(&self, node: &str, healthy: bool) {
-        let label = format!("node=\"{node}\"");
-        let expected = f64::from(u8::from(healthy));
-        wait_until(&format!("{node} healthy: {healthy}"), SOON, || {
-            (self.value("mqtt_proxy_upstream_healthy", &[&label]) == expected).then_some(())
-        });
-    }
 }
 
 #[test]
@@ -81,9 +57,7 @@ fn a_node_that_is_added_gets_the_clients_whose_place_it_is_at_the_rate() {
     }
     assert_eq!(brokers.accepted(), [before[0], before[1], moving.len()]);
     crowd.expect_nobody_leaves(Duration::from_millis(1500));
-    let label = "reason=\"rebalanced\"";
-    let counted = setup.value("mqtt_proxy_connections_ended_total", &[label]);
-    assert_eq!(counted, moving.len() as f64);
+    assert_eq!(setup.ended("rebalanced"), moving.len() as f64);
     let left = setup.value("mqtt_proxy_rebalance_remaining", &[]);
     assert_eq!(left, 0.0);
 }

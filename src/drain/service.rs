@@ -281,9 +281,12 @@ impl Work {
 
     /// Whether anything was on the lists since they were made.
     fn worked(&mut self) -> bool {
-        self.jobs
+        let worked = self
+            .jobs
             .iter_mut()
-            .fold(false, |any, job| job.worked() || any)
+            .filter_map(|job| job.worked().then_some(()));
+        // All of them are asked: asking clears it.
+        worked.count() > 0
     }
 
     fn show(&mut self, metrics: &Metrics) {

@@ -12,6 +12,11 @@ use super::client::{Client, End, is_reset};
 use super::mqtt::Connect;
 use super::wait::wait_until;
 
+/// Client ids.
+pub fn ids(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("device-{n}")).collect()
+}
+
 /// How one of them ended.
 #[derive(Clone, Debug)]
 pub struct Ended {

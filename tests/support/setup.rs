@@ -52,6 +52,18 @@ pub fn start_with(upstream: &str, own: &str, change: impl FnOnce(&mut Command)) 
 }
 
 impl Setup {
+    /// Reloads with this upstream instead.
+    pub fn edit(&mut self, upstream: &str) {
+        let files = self.files.clone();
+        self.proxy.reload(|| files.replace_routes(routes(upstream)));
+    }
+
+    /// How many connections have ended for this reason.
+    pub fn ended(&self, reason: &str) -> f64 {
+        let label = format!("reason=\"{reason}\"");
+        self.value("mqtt_proxy_connections_ended_total", &[&label])
+    }
+
     /// The sum of a metric over all series with these labels.
     pub fn value(&self, name: &str, labels: &[&str]) -> f64 {
         metrics::value(local(self.metrics), name, labels)
