@@ -18,8 +18,9 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
             ("SIGHUP", "Rereads the standalone file now."),
             (
                 "SIGTERM",
-                "Stops accepting and waits for live connections, up to mqtt_proxy.shutdown.timeout. \
-                 A second one exits at once.",
+                "Stops accepting and sends live connections away within \
+                 mqtt_proxy.shutdown.timeout. A second one sends all of them away now; a third \
+                 one exits at once.",
             ),
             ("SIGINT", "Exits at once."),
             (
