@@ -357,7 +357,7 @@ fn wills_are_published_or_suppressed_by_a_real_broker() {
     let mut proxy = Proxy::start(&files, &ports);
     let address = leaving.addr().port();
     let args = ["-t", "will/#", "-i", "watcher", "-v", "-q", "1"];
-    let mut watcher = mosquitto::subscriber(address, &args);
+    let watcher = mosquitto::subscriber(address, &args);
     leaving.wait_for_subscriber("watcher");
     let mut clients = Vec::new();
     for (port, how) in ports.into_iter().zip(["suppress", "publish"]) {
