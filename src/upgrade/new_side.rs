@@ -345,6 +345,7 @@ impl Arrivals {
         record.phase = Phase::Relay;
         record.client_id_hash = arrived.client_id_hash;
         record.key = arrived.key.clone();
+        (record.level, record.sent_us) = (arrived.level, arrived.sent_us);
         record.access = self.access_log.as_ref().map(|log| match &arrived.access {
             Some(details) => Access::of(log, details.clone()),
             None => Access::new(log),
