@@ -1,7 +1,4 @@
 //! The relay between two loopback connections: one small message there and back, and bulk.
-//!
-//! Both engines stand behind the same interface, an established pair: the epoll loop that relays
-//! plain sockets, and the tokio task that relays any stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +8,9 @@ use mqtt_proxy::session::connections::Connections;
 use mqtt_proxy::session::listener::Listener;
 use mqtt_proxy::session::outcome::Record;
 use mqtt_proxy::session::relay::pair::Pair;
-use mqtt_proxy::session::relay::{Established, IdleTimeout, Relays, task};
+use mqtt_proxy::session::relay::{Established, IdleTimeout, Relays};
 use mqtt_proxy::telemetry::metrics::Metrics;
+use mqtt_proxy::tls::link::Link;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -30,7 +28,7 @@ async fn connected() -> (TcpStream, TcpStream) {
 }
 
 /// A relayed pair: what the client holds and what the broker holds.
-async fn relayed(relay: impl FnOnce(Established<TcpStream, TcpStream>)) -> (TcpStream, TcpStream) {
+async fn relayed(relays: &Relays) -> (TcpStream, TcpStream) {
     let (client, client_side) = connected().await;
     let (broker_side, broker) = connected().await;
     let metrics = Arc::new(Metrics::default());
@@ -46,22 +44,19 @@ async fn relayed(relay: impl FnOnce(Established<TcpStream, TcpStream>)) -> (TcpS
         after_broker_end: None,
     };
     let record = Record::open(client.local_addr().unwrap(), listener, metrics, place, live);
-    relay(Established {
-        client: client_side,
-        broker: broker_side,
+    relays.hand_over(Established {
+        client: Link::Plain(client_side),
+        broker: Link::Plain(broker_side),
         pair: Pair::new(Vec::new(), Vec::new(), idle, record),
     });
     (client, broker)
 }
 
-fn measure(
-    criterion: &mut Criterion,
-    engine: &str,
-    relay: impl FnOnce(Established<TcpStream, TcpStream>),
-) {
+fn benches(criterion: &mut Criterion) {
+    let relays = Relays::new(1);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let mut group = criterion.benchmark_group(format!("relay_{engine}"));
-    let (mut client, mut broker) = runtime.block_on(relayed(relay));
+    let mut group = criterion.benchmark_group("relay");
+    let (mut client, mut broker) = runtime.block_on(relayed(&relays));
     group.bench_function("64_bytes_there_and_back", |bencher| {
         bencher.iter(|| {
             runtime.block_on(async {
@@ -85,14 +80,6 @@ fn measure(
                 got.unwrap();
             });
         });
-    });
-}
-
-fn benches(criterion: &mut Criterion) {
-    let relays = Relays::new(1);
-    measure(criterion, "epoll", |pair| relays.hand_over(pair));
-    measure(criterion, "task", |pair| {
-        task::spawn(pair, Arc::default());
     });
 }
 

@@ -13,6 +13,7 @@ use crate::config::settings::ShutdownSettings;
 use crate::drain::exodus::Exodus;
 use crate::session::connections::Connections;
 use crate::session::relay::Relays;
+use crate::session::relay::engine::Which;
 use crate::systemd;
 use crate::telemetry::access_log::AccessLog;
 use crate::upgrade::control::Control;
@@ -56,7 +57,7 @@ impl Leaving {
         if let Some(control) = &self.control {
             control.withdraw();
         }
-        for carried in self.relays.release() {
+        for carried in self.relays.release(Which::All) {
             carried.pair.shut_down();
         }
         if let Some(log) = &self.access_log {

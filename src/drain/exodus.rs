@@ -102,17 +102,10 @@ impl Exodus {
             let due = self.pace.due(now, rate, self.waiting.len());
             let leave = self.waiting.split_off(self.waiting.len() - due);
             self.relays.leave(&leave, farewell, None);
-        } else if self.search.is_none() && self.relays.tasks_are_waiting() {
-            // Those that no relay thread has.
-            let due = self.pace.due(now, rate, self.connections.live());
-            self.relays.send_tasks_away(due, farewell);
         }
         let look = match &self.search {
             Some(_) => now + SEARCHING,
             None if !self.waiting.is_empty() => self.pace.look(now, rate),
-            None if self.relays.tasks_are_waiting() => {
-                self.pace.look(now, rate).min(self.search_again)
-            }
             None => self.search_again,
         };
         look.max(now + SHORTEST)

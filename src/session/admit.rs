@@ -239,18 +239,11 @@ impl ProxyApp {
         record.to_broker += written as u64;
         let owed = to_broker.split_off(written);
         let pair = self.pair(mqtt.as_ref(), &to_broker, owed, record);
-        match (client, broker) {
-            (Link::Plain(client), Link::Plain(broker)) => self.relays.hand_over(Established {
-                client,
-                broker,
-                pair,
-            }),
-            (client, broker) => self.relays.spawn(Established {
-                client,
-                broker,
-                pair,
-            }),
-        }
+        self.relays.hand_over(Established {
+            client,
+            broker,
+            pair,
+        });
     }
 
     async fn connect(

@@ -135,7 +135,7 @@ impl ProxyApp {
             Err(carried) => {
                 let Carried { client, pair, .. } = *carried;
                 let (received, record) = pair.into_unsent();
-                unfinished(client, record, received)
+                unfinished(client.socket, record, received)
             }
         }
     }

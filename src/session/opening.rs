@@ -146,7 +146,7 @@ pub async fn open(
             drop(in_flight);
             if let (Some(mut stream), Failed::Refused(_)) = (stream, &failed) {
                 // OpenSSL has sent its alert; a reset must not overtake it.
-                tell_and_close(stream.get_mut(), &[]).await;
+                tell_and_close(stream.socket_mut(), &[]).await;
             }
             Err(failed)
         }

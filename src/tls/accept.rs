@@ -1,6 +1,5 @@
 //! The beginning of a client's TLS connection.
 
-use std::pin::Pin;
 use std::time::Duration;
 
 use openssl::ssl::{Ssl, SslContext, SslRef};
@@ -9,7 +8,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::client_hello::{self, ClientHello, HelloError, MAX_WIRE};
-use super::link::{Replay, TlsStream};
+use super::link::TlsStream;
+use super::session::HandshakeError;
 
 /// What one read asks for: a ClientHello of today needs one or two.
 const READ: usize = 2048;
@@ -118,8 +118,8 @@ pub async fn handshake(
 ) -> Result<TlsStream, (Option<TlsStream>, Failed)> {
     let out_of_memory = |_| (None, Failed::Refused(TlsError::Handshake("out of memory")));
     let ssl = Ssl::new(context).map_err(out_of_memory)?;
-    let mut stream = TlsStream::new(ssl, Replay::new(socket, received)).map_err(out_of_memory)?;
-    match Pin::new(&mut stream).accept().await {
+    let mut stream = TlsStream::accepting(socket, ssl, received).map_err(out_of_memory)?;
+    match stream.handshake().await {
         Ok(()) => Ok(stream),
         Err(error) => {
             let failed = judge(&error, stream.ssl());
@@ -128,8 +128,8 @@ pub async fn handshake(
     }
 }
 
-fn judge(error: &openssl::ssl::Error, ssl: &SslRef) -> Failed {
-    let Some(stack) = error.ssl_error() else {
+fn judge(error: &HandshakeError, ssl: &SslRef) -> Failed {
+    let HandshakeError::OpenSsl(stack) = error else {
         return Failed::ClientLeft;
     };
     let verified = ssl.verify_result();

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use openssl::error::ErrorStack;
@@ -17,8 +16,9 @@ use openssl::x509::X509VerifyResult;
 use tokio::net::TcpStream;
 
 use super::ffi;
-use super::link::{Replay, TlsStream};
+use super::link::TlsStream;
 use super::server::{certificate, common, reason};
+use super::session::HandshakeError;
 use crate::config::resource::credentials::CertificatePair;
 use crate::config::resource::upstream::{ServerName, UpstreamTls};
 
@@ -180,8 +180,8 @@ impl ClientTls {
             verified: self.verify.then(|| verified.to_owned()),
         };
         let ssl = self.prepare(&peer).map_err(io::Error::other)?;
-        let mut stream = TlsStream::new(ssl, Replay::new(socket, Vec::new()))?;
-        match Pin::new(&mut stream).connect().await {
+        let mut stream = TlsStream::connecting(socket, ssl)?;
+        match stream.handshake().await {
             Ok(()) => Ok(stream),
             Err(error) => Err(self.explain(&error, &stream, verified)),
         }
@@ -205,12 +205,7 @@ impl ClientTls {
         Ok(ssl)
     }
 
-    fn explain(
-        &self,
-        error: &openssl::ssl::Error,
-        stream: &TlsStream,
-        verified: &str,
-    ) -> io::Error {
+    fn explain(&self, error: &HandshakeError, stream: &TlsStream, verified: &str) -> io::Error {
         let result = stream.ssl().verify_result();
         if self.verify && result != X509VerifyResult::OK {
             let why = result.error_string();
@@ -219,9 +214,9 @@ impl ClientTls {
                 verified.escape_default()
             ));
         }
-        let why = match error.ssl_error() {
-            Some(stack) => reason(stack),
-            None => "the broker closed the connection",
+        let why = match error {
+            HandshakeError::OpenSsl(stack) => reason(stack),
+            HandshakeError::Left => "the broker closed the connection",
         };
         io::Error::other(format!("TLS handshake: {why}"))
     }

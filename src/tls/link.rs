@@ -1,16 +1,18 @@
-//! A connection, plain or TLS.
+//! A connection, plain or TLS, in its beginning: as a stream of the runtime.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use openssl::error::ErrorStack;
+use openssl::ssl::{Ssl, SslRef};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-/// TLS over a socket.
-pub type TlsStream = tokio_openssl::SslStream<Replay>;
+use super::session::{HandshakeError, Session, Transport};
+use super::staging::{Shelf, with_shelf};
 
-/// One side of a relayed connection.
+/// One side of a connection.
 #[derive(Debug)]
 pub enum Link {
     /// The bare socket.
@@ -19,83 +21,164 @@ pub enum Link {
     Tls(TlsStream),
 }
 
+/// TLS over a socket of the runtime.
+#[derive(Debug)]
+pub struct TlsStream {
+    socket: TcpStream,
+    session: Box<Session>,
+}
+
 impl Link {
     /// The socket below.
     pub fn socket(&self) -> &TcpStream {
         match self {
             Link::Plain(socket) => socket,
-            Link::Tls(tls) => tls.get_ref().socket(),
+            Link::Tls(tls) => &tls.socket,
         }
     }
 
     /// Resolves when the other side has sent something that was not read, or has ended.
     pub async fn has_input(&self) {
         if let Link::Tls(tls) = self
-            && tls.ssl().pending() > 0
+            && tls.session.has_input()
         {
             return;
         }
         // `readable` may be left over from a read that took everything; looking is certain.
         let _ = self.socket().peek(&mut [0]).await;
     }
-}
 
-/// A socket of which some bytes were read already: they are read again first.
-#[derive(Debug)]
-pub struct Replay {
-    socket: TcpStream,
-    /// What is left of them; no memory once they are read.
-    first: Option<Box<(Vec<u8>, usize)>>,
-}
-
-impl Replay {
-    /// A socket from which `read` came.
-    pub fn new(socket: TcpStream, read: Vec<u8>) -> Self {
-        let first = (!read.is_empty()).then(|| Box::new((read, 0)));
-        Replay { socket, first }
-    }
-
-    /// The socket.
-    pub fn socket(&self) -> &TcpStream {
-        &self.socket
+    /// The socket and the session, apart from each other.
+    pub fn into_parts(self) -> (TcpStream, Option<Box<Session>>) {
+        match self {
+            Link::Plain(socket) => (socket, None),
+            Link::Tls(tls) => (tls.socket, Some(tls.session)),
+        }
     }
 }
 
-impl AsyncRead for Replay {
+impl Transport for &TcpStream {
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.try_read(buffer)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.try_write(bytes)
+    }
+}
+
+impl TlsStream {
+    /// The server's side, for a client of which `received` was read.
+    ///
+    /// # Errors
+    /// When OpenSSL has no memory.
+    pub fn accepting(socket: TcpStream, ssl: Ssl, received: Vec<u8>) -> Result<Self, ErrorStack> {
+        let session = Box::new(Session::accept(ssl, received)?);
+        Ok(TlsStream { socket, session })
+    }
+
+    /// The client's side.
+    ///
+    /// # Errors
+    /// When OpenSSL has no memory.
+    pub fn connecting(socket: TcpStream, ssl: Ssl) -> Result<Self, ErrorStack> {
+        let session = Box::new(Session::connect(ssl)?);
+        Ok(TlsStream { socket, session })
+    }
+
+    /// OpenSSL's view of it.
+    pub fn ssl(&self) -> &SslRef {
+        self.session.ssl()
+    }
+
+    /// The socket below.
+    pub fn socket_mut(&mut self) -> &mut TcpStream {
+        &mut self.socket
+    }
+
+    /// Shakes hands.
+    ///
+    /// # Errors
+    /// Why not; an alert has been sent where there is one.
+    pub async fn handshake(&mut self) -> Result<(), HandshakeError> {
+        loop {
+            let socket = &mut &self.socket;
+            if with_shelf(|shelf| self.session.handshake(shelf, socket))? {
+                return Ok(());
+            }
+            let interest = match self.session.owes() {
+                true => Interest::READABLE | Interest::WRITABLE,
+                false => Interest::READABLE,
+            };
+            // The next try tells what is wrong.
+            let _ = self.socket.ready(interest).await;
+        }
+    }
+
+    /// Does what a session can do now, or waits for the socket.
+    fn poll<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        reads: bool,
+        mut work: impl FnMut(&mut Session, &Shelf, &mut &TcpStream) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            let socket = &mut &self.socket;
+            match with_shelf(|shelf| work(&mut self.session, shelf, socket)) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+            let readable = match reads && !self.session.is_congested() {
+                true => self.socket.poll_read_ready(context)?,
+                false => Poll::Pending,
+            };
+            let writable = match self.session.owes() {
+                true => self.socket.poll_write_ready(context)?,
+                false => Poll::Pending,
+            };
+            if readable.is_pending() && writable.is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+impl AsyncRead for TlsStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Some(first) = &mut self.first else {
-            return Pin::new(&mut self.socket).poll_read(context, buffer);
-        };
-        let (bytes, read) = &mut **first;
-        let rest = &bytes[*read..];
-        let count = rest.len().min(buffer.remaining());
-        buffer.put_slice(&rest[..count]);
-        *read += count;
-        if *read == bytes.len() {
-            self.first = None;
-        }
+        let unfilled = buffer.initialize_unfilled();
+        let read = self.poll(context, true, |session, shelf, socket| {
+            session.read(shelf, socket, unfilled)
+        });
+        let count = ready!(read)?;
+        buffer.advance(count);
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Replay {
+impl AsyncWrite for TlsStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(context, bytes)
+        self.poll(context, false, |session, shelf, socket| {
+            session.write(shelf, socket, bytes)
+        })
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(context)
+        self.poll(context, false, |session, _, socket| session.flush(socket))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let ended = self.poll(context, false, |session, shelf, socket| {
+            session.end(shelf, socket)
+        });
+        ready!(ended)?;
         Pin::new(&mut self.socket).poll_shutdown(context)
     }
 }

@@ -3,8 +3,10 @@
 //! [`client_hello`] reads the name that decides everything; [`names`] and [`server`] find the
 //! context that serves it; [`accept`] begins the connection in that context; [`tickets`] are the
 //! keys of resumption; [`identity`] is what a handshake established. [`client`] is the side toward
-//! brokers. [`link`] is a connection, plain or TLS, as the rest of the program handles it. `ffi`
-//! is the one module with unsafe code: what the `openssl` crate has no safe form of.
+//! brokers. [`session`] is a session of either side without a socket, [`staging`] the memory that
+//! it borrows, and [`wire`] what OpenSSL has in place of a socket; [`link`] is a connection in its
+//! beginning. `ffi` is the one module with unsafe code: what the `openssl` crate has no safe form
+//! of.
 
 pub mod accept;
 pub mod client;
@@ -15,7 +17,12 @@ pub mod identity;
 pub mod link;
 pub mod names;
 pub mod server;
+pub mod session;
+pub mod staging;
+#[cfg(test)]
+pub mod testing;
 pub mod tickets;
+pub mod wire;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

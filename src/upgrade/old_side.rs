@@ -22,7 +22,7 @@ use crate::config::settings::UpgradeSettings;
 use crate::drain::exodus::Exodus;
 use crate::session::connections::Connections;
 use crate::session::relay::Relays;
-use crate::session::relay::engine::Carried;
+use crate::session::relay::engine::{Carried, Which};
 use crate::session::service::AcceptLoops;
 use crate::systemd;
 use crate::table::CurrentTable;
@@ -227,7 +227,7 @@ impl OldSide {
         let started = Instant::now();
         let (to, late) = mpsc::channel();
         self.relays.redirect(Some(to));
-        let (now, later) = next_round(self.relays.release());
+        let (now, later) = next_round(self.relays.release(Which::Movable));
         self.relays.adopt(later);
         match self.commit(&channel, now) {
             Ok(connections) => {
@@ -367,7 +367,7 @@ impl OldSide {
             let pairs: Vec<Carried> = match late.recv_timeout(LOOK) {
                 Ok(pair) => std::iter::once(pair).chain(late.try_iter()).collect(),
                 // One that was on its way into a relay thread when the others left it.
-                Err(_) if following => self.relays.release(),
+                Err(_) if following => self.relays.release(Which::Movable),
                 Err(RecvTimeoutError::Timeout) => Vec::new(),
                 Err(RecvTimeoutError::Disconnected) => {
                     std::thread::park_timeout(LOOK);

@@ -173,7 +173,7 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
         });
         owed.extend_from_slice(parts.up.owed);
         owed.extend_from_slice(parts.down.owed);
-        descriptors.extend([carried.client.as_fd(), carried.broker.as_fd()]);
+        descriptors.extend([&carried.client, &carried.broker].map(|side| side.socket.as_fd()));
     }
     let records = serde_json::to_vec(&records)?;
     let mut payload = Vec::with_capacity(4 + records.len() + owed.len());

@@ -1,7 +1,7 @@
 //! A child process whose output is kept line by line and which never outlives its test.
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ struct Lines {
 pub struct Process {
     name: String,
     child: Child,
+    stdin: Option<ChildStdin>,
     lines: Arc<Lines>,
 }
 
@@ -36,8 +37,19 @@ impl Process {
     /// # Panics
     /// When the program cannot be started; `hint` says what to do about it.
     pub fn spawn(name: &str, command: &mut Command, hint: &str) -> Self {
+        Self::spawn_with(name, command.stdin(Stdio::null()), hint)
+    }
+
+    /// The same for a program that listens to [`Process::say`].
+    ///
+    /// # Panics
+    /// When the program cannot be started; `hint` says what to do about it.
+    pub fn spawn_listening(name: &str, command: &mut Command, hint: &str) -> Self {
+        Self::spawn_with(name, command.stdin(Stdio::piped()), hint)
+    }
+
+    fn spawn_with(name: &str, command: &mut Command, hint: &str) -> Self {
         let mut child = command
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -49,9 +61,20 @@ impl Process {
         keep(stderr, Arc::clone(&lines));
         Self {
             name: name.to_owned(),
+            stdin: child.stdin.take(),
             child,
             lines,
         }
+    }
+
+    /// Writes a line to its standard input.
+    ///
+    /// # Panics
+    /// When it does not listen, or listens no more.
+    pub fn say(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("spawn_listening");
+        let written = stdin.write_all(format!("{line}\n").as_bytes());
+        written.and_then(|()| stdin.flush()).expect("it listens");
     }
 
     /// The process id.

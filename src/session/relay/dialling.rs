@@ -37,6 +37,7 @@ impl State {
             epoll: &self.epoll,
             // Not in the set yet; what it does not take now it is watched for below.
             token: None,
+            shelf: &self.shelf,
         });
         match sent {
             Ok(0) => {}
@@ -70,7 +71,7 @@ impl State {
         if side == CLIENT {
             if broken {
                 // It wants nothing any more.
-                self.pairs.remove(index).pair.abandon(End::ClientLeftEarly);
+                self.remove(index).pair.abandon(End::ClientLeftEarly);
             }
             return;
         }
@@ -100,7 +101,7 @@ impl State {
 
     /// The broker has not answered: somebody else goes on from here.
     pub(super) fn dial_failed(&mut self, index: usize, error: io::Error) {
-        let relayed = self.pairs.remove(index);
+        let relayed = self.remove(index);
         let [client, broker] = relayed.sockets;
         drop(broker);
         if client.watched {

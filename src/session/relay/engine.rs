@@ -1,8 +1,10 @@
-//! An epoll loop of its own for pairs of plain sockets.
+//! An epoll loop of its own for established pairs.
 //!
 //! A thread holds all its pairs in one slab, some two hundred bytes each, and reads into one large
 //! buffer that they share. Sockets are registered once, edge-triggered; a socket is written to
-//! without asking, and only one that does not take everything is watched for writability.
+//! without asking, and only one that does not take everything is watched for writability. A side
+//! with TLS has its session beside the socket, in a box; the buffers that sessions need while they
+//! work are the thread's as well.
 
 use std::cell::Cell;
 use std::io;
@@ -15,7 +17,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
-use tokio::net::TcpStream;
 
 use super::Established;
 use super::dialling::Dialled;
@@ -26,6 +27,8 @@ use super::parked::Parked;
 pub use super::socket::Lacks;
 use super::thread::State;
 use super::visit::Visit;
+use crate::tls::link::Link;
+use crate::tls::session::Session;
 
 thread_local! {
     /// The relay thread that this thread is, by its number.
@@ -59,8 +62,8 @@ pub(super) struct Shared {
 pub(super) enum Order {
     /// Relay these from now on.
     Adopt(Vec<Carried>),
-    /// Let go of every pair and send them here.
-    Release(Sender<Vec<Carried>>),
+    /// Let go of these pairs and send them there.
+    Release(Which, Sender<Vec<Carried>>),
     /// Let go of this: a sign of life.
     Answer(Question),
     /// Have these pairs leave.
@@ -86,13 +89,22 @@ pub(super) enum Order {
 /// Held by those who have not answered yet.
 pub type Question = tokio::sync::mpsc::Sender<()>;
 
-/// A pair that no engine relays at the moment: its sockets and everything that is known about it.
+/// Which pairs an engine lets go of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Those that another process could relay.
+    Movable,
+    /// All.
+    All,
+}
+
+/// A pair that no engine relays at the moment: its sides and everything that is known about it.
 #[derive(Debug)]
 pub struct Carried {
-    /// The client's socket.
-    pub client: OwnedFd,
-    /// The broker's socket.
-    pub broker: OwnedFd,
+    /// The client's side.
+    pub client: End,
+    /// The broker's side.
+    pub broker: End,
     /// Its state.
     pub pair: Pair,
     /// When bytes last moved.
@@ -105,25 +117,57 @@ pub struct Carried {
 
 impl Carried {
     /// An established pair that has just moved something.
-    pub fn new(client: OwnedFd, broker: OwnedFd, pair: Pair) -> Self {
+    pub fn new(client: impl Into<End>, broker: impl Into<End>, pair: Pair) -> Self {
         Carried {
-            client,
-            broker,
+            client: client.into(),
+            broker: broker.into(),
             pair,
             last_activity: Instant::now(),
             dial: None,
             lacks: Lacks::Nothing,
         }
     }
+
+    /// Whether another process could relay it: the keys of a TLS session do not leave this one.
+    pub fn can_move(&self) -> bool {
+        self.client.tls.is_none() && self.broker.tls.is_none()
+    }
 }
 
-impl TryFrom<Established<TcpStream, TcpStream>> for Carried {
+/// One side of a pair: its socket, and its TLS session if it has one.
+#[derive(Debug)]
+pub struct End {
+    /// The socket.
+    pub socket: OwnedFd,
+    /// TLS over it; `None` for a plain connection.
+    pub tls: Option<Box<Session>>,
+}
+
+impl From<OwnedFd> for End {
+    /// A plain connection.
+    fn from(socket: OwnedFd) -> Self {
+        End { socket, tls: None }
+    }
+}
+
+impl TryFrom<Link> for End {
+    type Error = io::Error;
+
+    /// Takes the socket out of the runtime; fails only if that does not know it any more.
+    fn try_from(link: Link) -> io::Result<Self> {
+        let (socket, tls) = link.into_parts();
+        let socket = socket.into_std()?.into();
+        Ok(End { socket, tls })
+    }
+}
+
+impl TryFrom<Established> for Carried {
     type Error = io::Error;
 
     /// Takes the sockets out of the runtime; fails only if it does not know them any more.
-    fn try_from(established: Established<TcpStream, TcpStream>) -> io::Result<Self> {
-        let client = established.client.into_std()?.into();
-        let broker = established.broker.into_std()?.into();
+    fn try_from(established: Established) -> io::Result<Self> {
+        let client = End::try_from(established.client)?;
+        let broker = End::try_from(established.broker)?;
         Ok(Carried::new(client, broker, established.pair))
     }
 }
@@ -160,10 +204,10 @@ impl Engine {
         self.order(Order::Adopt(pairs));
     }
 
-    /// Stops relaying and gives every pair back, with nothing of it lost: what was read and not
-    /// yet written is in the pair, the rest is in the sockets. The pairs come through `to`.
-    pub fn release(&self, to: Sender<Vec<Carried>>) {
-        self.order(Order::Release(to));
+    /// Stops relaying these pairs and gives them back, with nothing of them lost: what was read
+    /// and not yet written is in the pair, the rest is in the sockets. They come through `to`.
+    pub fn release(&self, which: Which, to: Sender<Vec<Carried>>) {
+        self.order(Order::Release(which, to));
     }
 
     /// Has the thread drop the question when it looks at its orders next.

@@ -1,7 +1,7 @@
 //! The epoll engine between real sockets on loopback.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener as StdListener, TcpStream as StdStream};
+use std::net::{Shutdown, TcpStream as StdStream};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -9,11 +9,10 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
-use super::super::testing::Counts;
-use super::super::{Established, IdleTimeout};
-use super::{Carried, Engine, Pair};
-
-const DEADLINE: Duration = Duration::from_secs(20);
+use super::super::IdleTimeout;
+use super::super::testing::{self, Counts, DEADLINE, connected};
+use super::{Engine, Which};
+use crate::tls::link::Link;
 
 /// A relayed pair: what the client and the broker hold.
 struct Stage {
@@ -24,69 +23,26 @@ struct Stage {
     _runtime: Runtime,
 }
 
-fn connected(buffer: Option<usize>) -> (StdStream, StdStream) {
-    let listener = StdListener::bind("127.0.0.1:0").unwrap();
-    if let Some(size) = buffer {
-        SockRef::from(&listener).set_recv_buffer_size(size).unwrap();
-        SockRef::from(&listener).set_send_buffer_size(size).unwrap();
-    }
-    let near = StdStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (far, _) = listener.accept().unwrap();
-    for stream in [&near, &far] {
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.set_write_timeout(Some(DEADLINE)).unwrap();
-    }
-    (near, far)
-}
-
 fn stage(to_broker: &[u8], to_client: &[u8], idle: IdleTimeout, buffer: Option<usize>) -> Stage {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = testing::runtime();
     let counts = Counts::default();
     let (client, client_side) = connected(buffer);
     let (broker, broker_side) = connected(buffer);
-    let inside = runtime.enter();
-    let tokio = |stream: StdStream| {
-        stream.set_nonblocking(true).unwrap();
-        TcpStream::from_std(stream).unwrap()
+    for stream in [&client, &broker] {
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    }
+    let links = {
+        let _inside = runtime.enter();
+        [client_side, broker_side].map(|side| Link::Plain(TcpStream::from_std(side).unwrap()))
     };
-    let established = Established {
-        client: tokio(client_side),
-        broker: tokio(broker_side),
-        pair: Pair::new(
-            to_broker.to_vec(),
-            to_client.to_vec(),
-            idle,
-            counts.record(),
-        ),
-    };
-    let engine = Engine::start(0).unwrap();
-    engine.adopt(vec![Carried::try_from(established).unwrap()]);
-    drop(inside);
+    let engine = testing::relayed(&runtime, links, [to_broker, to_client], idle, &counts);
     Stage {
         client,
         broker,
         counts,
         engine,
         _runtime: runtime,
-    }
-}
-
-impl Stage {
-    /// Waits for the end of the connection.
-    fn end(&self) -> String {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(end) = self.counts.end() {
-                return end;
-            }
-            assert!(Instant::now() < deadline, "the connection does not end");
-            std::thread::yield_now();
-        }
     }
 }
 
@@ -105,7 +61,7 @@ fn what_is_owed_comes_first_and_half_close_is_passed_on() {
     stage.broker.write_all(b", PUBACK").unwrap();
     stage.broker.shutdown(Shutdown::Write).unwrap();
     assert_eq!(read_all(&mut stage.client), b"CONNACK, PUBACK");
-    assert_eq!(stage.end(), "client_closed");
+    assert_eq!(stage.counts.wait_for_end(), "client_closed");
     assert_eq!(stage.counts.bytes(), (16, 15));
     assert_eq!(stage.counts.connections.live(), 0);
 }
@@ -143,7 +99,7 @@ fn a_reset_of_the_client_ends_the_broker_side() {
     drop(std::mem::replace(&mut stage.client, connected(None).0));
     let read = stage.broker.read(&mut [0; 8]);
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
-    assert_eq!(stage.end(), "client_error");
+    assert_eq!(stage.counts.wait_for_end(), "client_error");
 }
 
 #[test]
@@ -185,7 +141,7 @@ fn a_pair_goes_from_engine_to_engine_with_every_byte() {
     stage.broker.read_exact(&mut received).unwrap();
     for _ in 0..20 {
         let (to, released) = std::sync::mpsc::channel();
-        stage.engine.release(to);
+        stage.engine.release(Which::All, to);
         let pairs = released.recv().unwrap();
         assert_eq!(pairs.len(), 1);
         let next = Engine::start(1).unwrap();
@@ -211,7 +167,7 @@ fn silence_ends_the_connection() {
     assert_eq!(stage.client.read(&mut [0; 8]).unwrap(), 0);
     let lived = started.elapsed();
     assert!(lived >= Duration::from_millis(190), "{lived:?}");
-    assert_eq!(stage.end(), "idle_timeout");
+    assert_eq!(stage.counts.wait_for_end(), "idle_timeout");
 }
 
 /// Writes `data` in pieces of these sizes and reads to the end, both at once.

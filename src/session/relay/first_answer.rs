@@ -113,6 +113,9 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             Ok(bytes.len())
         }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
         fn end(&mut self) -> io::Result<()> {
             Ok(())
         }

@@ -1,9 +1,8 @@
 //! Relaying an established pair for as long as it lives.
 //!
 //! Here a connection spends its weeks, so here it must be small: two sockets, a few words of
-//! state, no buffer while nothing moves. [`pair`] is what a relay does, without I/O; two engines
-//! drive it: [`engine`], an epoll loop of its own for pairs of plain sockets, and [`task`], a
-//! tokio task for any other kind of stream.
+//! state, no buffer while nothing moves. [`pair`] is what a relay does, without I/O; [`engine`]
+//! drives it, an epoll loop apart from the runtime. Either side may have TLS.
 
 pub mod dialling;
 pub mod engine;
@@ -13,10 +12,11 @@ pub mod orders;
 pub mod pair;
 pub mod parked;
 mod socket;
-pub mod task;
 #[cfg(test)]
 mod testing;
 mod thread;
+#[cfg(test)]
+mod tls_tests;
 mod visit;
 
 use std::net::SocketAddr;
@@ -25,14 +25,11 @@ use std::sync::mpsc::{SendError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-
-use engine::{Carried, Engine, Question, here};
+use crate::tls::link::Link;
+use engine::{Carried, Engine, Question, Which, here};
 use listening::Door;
-use pair::{Farewell, Pair};
+use pair::Pair;
 use parked::Parked;
-use task::Leaver;
 pub use visit::Sight;
 use visit::{Fold, Visit};
 
@@ -42,11 +39,11 @@ const UNEVEN: usize = 16;
 /// An established pair and all that the relay must know about it: what the connection path gives
 /// to whatever relays.
 #[derive(Debug)]
-pub struct Established<C, B> {
+pub struct Established {
     /// The client's side.
-    pub client: C,
+    pub client: Link,
     /// The broker's side.
-    pub broker: B,
+    pub broker: Link,
     /// What is relayed: bytes still owed, when silence means the end, and the record.
     pub pair: Pair,
 }
@@ -65,56 +62,34 @@ pub struct IdleTimeout {
 pub struct Relays {
     threads: usize,
     engines: OnceLock<Vec<Engine>>,
+    starting: Mutex<()>,
     next: AtomicUsize,
     elsewhere: Mutex<Option<Sender<Carried>>>,
-    /// For the pairs that are tasks.
-    leaver: Arc<Leaver>,
 }
 
 impl Relays {
-    /// Relays plain pairs on `threads` threads, which are started with the first pair (a process
-    /// that becomes a daemon forks before that, and threads do not survive a fork).
+    /// Relays pairs on `threads` threads, which are started with the first pair (a process that
+    /// becomes a daemon forks before that, and threads do not survive a fork).
     pub fn new(threads: usize) -> Self {
         Relays {
             threads: threads.max(1),
             engines: OnceLock::new(),
+            starting: Mutex::default(),
             next: AtomicUsize::new(0),
             elsewhere: Mutex::default(),
-            leaver: Arc::default(),
         }
-    }
-
-    /// Relays a pair of any streams in a task of its own.
-    pub fn spawn<C, B>(&self, pair: Established<C, B>)
-    where
-        C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        B: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        task::spawn(pair, self.leaver.clone());
-    }
-
-    /// Whether there may be pairs that are tasks and have not been told to leave.
-    pub fn tasks_are_waiting(&self) -> bool {
-        self.leaver.has_waiting()
-    }
-
-    /// Has so many of the pairs that are tasks leave, those first that were there first.
-    pub fn send_tasks_away(&self, count: usize, farewell: Farewell) {
-        self.leaver.send_away(count, farewell);
     }
 
     /// Relays the pair from now on, apart from the task that brought it here.
-    pub fn hand_over(&self, pair: Established<TcpStream, TcpStream>) {
-        if self.engines().is_empty() {
-            return self.spawn(pair);
-        }
+    pub fn hand_over(&self, pair: Established) {
         match Carried::try_from(pair) {
             Ok(carried) => self.carry_on(carried),
             Err(error) => log::error!("a socket could not leave the runtime: {error}"),
         }
     }
 
-    /// Has new pairs sent to `elsewhere` instead of being relayed here; `None` ends that.
+    /// Has new pairs that can move sent to `elsewhere` instead of being relayed here; `None` ends
+    /// that.
     pub fn redirect(&self, elsewhere: Option<Sender<Carried>>) {
         *lock(&self.elsewhere) = elsewhere;
     }
@@ -123,8 +98,10 @@ impl Relays {
     fn carry_on(&self, carried: Carried) {
         // Sent under the lock: once `redirect` has returned, nothing more comes the old way.
         let refused = match &*lock(&self.elsewhere) {
-            Some(elsewhere) => elsewhere.send(carried).err().map(|SendError(pair)| pair),
-            None => Some(carried),
+            Some(elsewhere) if carried.can_move() => {
+                elsewhere.send(carried).err().map(|SendError(pair)| pair)
+            }
+            _ => Some(carried),
         };
         if let Some(carried) = refused {
             self.adopt(vec![carried]);
@@ -236,11 +213,11 @@ impl Relays {
         }
     }
 
-    /// Takes every pair out of the engines. They are relayed by nobody until somebody adopts them.
-    pub fn release(&self) -> Vec<Carried> {
+    /// Takes pairs out of the engines. They are relayed by nobody until somebody adopts them.
+    pub fn release(&self, which: Which) -> Vec<Carried> {
         let (to, released) = channel();
         for engine in self.engines.get().into_iter().flatten() {
-            engine.release(to.clone());
+            engine.release(which, to.clone());
         }
         drop(to);
         released.into_iter().flatten().collect()
@@ -283,15 +260,25 @@ impl Relays {
     }
 
     fn engines(&self) -> &[Engine] {
-        self.engines.get_or_init(|| {
-            let started = (0..self.threads).map(Engine::start);
-            let started = started.inspect(|engine| {
-                if let Err(error) = engine {
-                    log::error!("a relay thread cannot start: {error}");
-                }
-            });
-            started.filter_map(Result::ok).collect()
-        })
+        if let Some(engines) = self.engines.get() {
+            return engines;
+        }
+        let _starting = lock(&self.starting);
+        if let Some(engines) = self.engines.get() {
+            return engines;
+        }
+        let started = (0..self.threads).map(Engine::start);
+        let started = started.inspect(|engine| {
+            if let Err(error) = engine {
+                log::error!("a relay thread cannot start: {error}");
+            }
+        });
+        let started: Vec<Engine> = started.filter_map(Result::ok).collect();
+        match started.is_empty() {
+            // The next connection tries again.
+            true => &[],
+            false => self.engines.get_or_init(|| started),
+        }
     }
 }
 

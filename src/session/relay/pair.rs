@@ -37,10 +37,8 @@ pub trait Side {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
     /// Writes some of `bytes`, which are not empty.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
-    /// Pushes out what a layer below may hold back.
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    /// Sends what was written and has not been sent yet; `WouldBlock` while something is left.
+    fn flush(&mut self) -> io::Result<()>;
     /// Ends the sending side.
     fn end(&mut self) -> io::Result<()>;
     /// The same when the receiving side has ended as well: nothing is left but to close it.
@@ -228,17 +226,19 @@ impl Flow {
             }
             match self.state {
                 State::Open => {
+                    match receiver.flush() {
+                        Ok(()) => {}
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                            return Ok(Progress::Wait);
+                        }
+                        Err(_) => return Err(Failure::Receiver),
+                    }
                     let read = match reach.limit(self).min(scratch.len()) {
                         0 => None,
                         limit => read(sender, &mut scratch[..limit])?,
                     };
                     match read {
-                        None => {
-                            // A layer that collects records sends them when nothing more comes.
-                            let flushed = receiver.flush();
-                            flushed.or_else(passing).map_err(|_| Failure::Receiver)?;
-                            return Ok(Progress::Wait);
-                        }
+                        None => return Ok(Progress::Wait),
                         Some(0) => self.state = State::Ended,
                         Some(count) => {
                             seen(&scratch[..count]);
@@ -594,12 +594,5 @@ fn write(receiver: &mut impl Side, bytes: &[u8]) -> Result<usize, Failure> {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(_) => Err(Failure::Receiver),
         };
-    }
-}
-
-fn passing(error: io::Error) -> io::Result<()> {
-    match error.kind() {
-        ErrorKind::WouldBlock => Ok(()),
-        _ => Err(error),
     }
 }

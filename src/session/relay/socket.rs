@@ -1,4 +1,4 @@
-//! A plain socket in the epoll set of a relay thread.
+//! A socket in the epoll set of a relay thread, with TLS or without.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
@@ -6,7 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 
+use super::engine::End;
 use super::pair::Side;
+use crate::tls::session::{Session, Transport};
+use crate::tls::staging::Shelf;
 
 /// The side of a pair that is the client's.
 pub(super) const CLIENT: usize = 0;
@@ -46,13 +49,16 @@ pub(super) struct Socket {
     pub watched: bool,
     /// Options that are still to be set.
     pub lacks: Lacks,
+    /// TLS over it.
+    pub tls: Option<Box<Session>>,
 }
 
 impl Socket {
     /// One that nothing is known about yet.
-    pub fn new(fd: OwnedFd, lacks: Lacks) -> Self {
+    pub fn new(end: End, lacks: Lacks) -> Self {
         Socket {
-            fd,
+            fd: end.socket,
+            tls: end.tls,
             readable: false,
             writable: true,
             hung_up: false,
@@ -69,6 +75,13 @@ impl Socket {
             // Refused only for a socket that is broken, which shows elsewhere.
             let _ = crate::socket::set_keepalive(&self.fd);
         }
+    }
+
+    /// True once after a write of TLS had to wait for input and there has been some since.
+    pub fn take_retry(&mut self) -> bool {
+        self.tls
+            .as_mut()
+            .is_some_and(|session| session.take_retry())
     }
 
     fn no_delay(&mut self) {
@@ -94,10 +107,30 @@ pub(super) struct Registered<'a> {
     pub epoll: &'a OwnedFd,
     /// What its events carry; `None` before it is in the set.
     pub token: Option<EventData>,
+    /// What the thread lends to TLS sessions.
+    pub shelf: &'a Shelf,
 }
 
-impl Side for Registered<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+impl Registered<'_> {
+    /// Has the session do its work over the bare socket; `None` if there is no session.
+    fn over_tls<T>(
+        &mut self,
+        work: impl FnOnce(&mut Session, &Shelf, &mut Self) -> io::Result<T>,
+    ) -> Option<io::Result<T>> {
+        let mut session = self.socket.tls.take()?;
+        let result = work(&mut session, self.shelf, self);
+        self.socket.tls = Some(session);
+        Some(result)
+    }
+
+    fn end_tls(&mut self) -> io::Result<()> {
+        let tls = self.over_tls(|session, shelf, socket| session.end(shelf, socket));
+        tls.unwrap_or(Ok(()))
+    }
+}
+
+impl Transport for Registered<'_> {
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if !self.socket.readable {
             return Err(ErrorKind::WouldBlock.into());
         }
@@ -114,7 +147,7 @@ impl Side for Registered<'_> {
         Ok(count?)
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !self.socket.writable {
             return Err(ErrorKind::WouldBlock.into());
         }
@@ -141,13 +174,37 @@ impl Side for Registered<'_> {
         }
         Ok(sent?)
     }
+}
+
+impl Side for Registered<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let tls = self.over_tls(|session, shelf, socket| session.read(shelf, socket, buffer));
+        match tls {
+            Some(read) => read,
+            None => self.receive(buffer),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let tls = self.over_tls(|session, shelf, socket| session.write(shelf, socket, bytes));
+        match tls {
+            Some(written) => written,
+            None => self.send(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let tls = self.over_tls(|session, _, socket| session.flush(socket));
+        tls.unwrap_or(Ok(()))
+    }
 
     fn end(&mut self) -> io::Result<()> {
+        self.end_tls()?;
         Ok(shutdown(&self.socket.fd, Shutdown::Write)?)
     }
 
     fn end_last(&mut self) -> io::Result<()> {
         // The pair is over, and closing the socket sends the same packet.
-        Ok(())
+        self.end_tls()
     }
 }

@@ -1,13 +1,74 @@
-//! What the tests of both engines need: a record to be dropped, and what it counted.
+//! What the tests of the relay need: connected sockets, a pair that an engine relays, a record to be
+//! dropped, and what it counted.
 
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use socket2::SockRef;
+use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
+use super::engine::{Carried, Engine};
+use super::pair::Pair;
+use super::{Established, IdleTimeout};
 use crate::session::connections::Connections;
 use crate::session::listener::Listener;
 use crate::session::outcome::Record;
 use crate::telemetry::metrics::Metrics;
+use crate::tls::link::Link;
+
+/// How long anything may take.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A connection on loopback; the second end, which is the relay's, does not block. `buffer` is the
+/// size of the kernel's buffers.
+pub fn connected(buffer: Option<usize>) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    if let Some(size) = buffer {
+        SockRef::from(&listener).set_recv_buffer_size(size).unwrap();
+        SockRef::from(&listener).set_send_buffer_size(size).unwrap();
+    }
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    near.set_nodelay(true).unwrap();
+    far.set_nodelay(true).unwrap();
+    far.set_nonblocking(true).unwrap();
+    (near, far)
+}
+
+/// A runtime, to which the sockets belong at first.
+pub fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// Has an engine relay a pair that owes these bytes to the broker and to the client.
+pub fn relayed(
+    runtime: &Runtime,
+    [client, broker]: [Link; 2],
+    [to_broker, to_client]: [&[u8]; 2],
+    idle: IdleTimeout,
+    counts: &Counts,
+) -> Engine {
+    let engine = Engine::start(0).unwrap();
+    let _inside = runtime.enter();
+    let established = Established {
+        client,
+        broker,
+        pair: Pair::new(
+            to_broker.to_vec(),
+            to_client.to_vec(),
+            idle,
+            counts.record(),
+        ),
+    };
+    engine.adopt(vec![Carried::try_from(established).unwrap()]);
+    engine
+}
 
 /// Where the end of a connection shows.
 #[derive(Default)]
@@ -42,6 +103,18 @@ impl Counts {
             .lines()
             .find(|line| line.starts_with("mqtt_proxy_connections_ended_total"))?;
         Some(line.split('"').nth(1)?.to_owned())
+    }
+
+    /// Waits for the end of the one connection.
+    pub fn wait_for_end(&self) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(end) = self.end() {
+                return end;
+            }
+            assert!(Instant::now() < deadline, "the connection does not end");
+            std::thread::yield_now();
+        }
     }
 
     /// Bytes to the broker and to the client.

@@ -12,12 +12,13 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use slab::Slab;
 
 use super::dialling::Dialled;
-use super::engine::{Carried, Engine, Order, lock};
+use super::engine::{Carried, End, Engine, Order, Which, lock};
 use super::listening::{LISTENERS, Listening};
 use super::pair::{BOUNDARY_LIMIT, Pair, Progress};
 use super::parked::Watched;
 use super::socket::{BROKER, Lacks, PARKED, Registered, Socket, token};
 use super::visit::{Sight, Visit};
+use crate::tls::staging::{Shelf, Staging};
 
 /// The buffer that all pairs of a thread read into. Large reads make large writes, and those let
 /// a receiver sleep longer: with 64 KiB a gigabyte costs more than twice the CPU.
@@ -46,6 +47,13 @@ pub(super) struct Relayed {
     pub dial: Option<Box<dyn Dialled>>,
 }
 
+impl Relayed {
+    /// Whether another process could relay it.
+    fn can_move(&self) -> bool {
+        self.sockets.iter().all(|socket| socket.tls.is_none())
+    }
+}
+
 /// Everything that a relay thread owns.
 pub(super) struct State {
     /// The handle of this thread.
@@ -68,6 +76,10 @@ pub(super) struct State {
     /// The pair that is being advanced.
     current: Option<usize>,
     scratch: Box<[u8]>,
+    /// What TLS sessions borrow; made with the first of them.
+    pub shelf: Shelf,
+    /// Pairs that another process could relay.
+    movable: usize,
     tick: Option<Duration>,
     next_tick: Instant,
     /// When the events that are being handled came.
@@ -97,6 +109,8 @@ impl State {
             visits: Vec::new(),
             current: None,
             scratch: vec![0; SCRATCH].into(),
+            shelf: Shelf::default(),
+            movable: 0,
             tick: None,
             next_tick: now,
             now,
@@ -135,6 +149,11 @@ impl State {
         if let Some(index) = self.current.take() {
             self.pairs.try_remove(index);
         }
+        self.movable = self
+            .pairs
+            .iter()
+            .filter(|(_, pair)| pair.can_move())
+            .count();
         self.queue.clear();
         for (index, relayed) in &mut self.pairs {
             relayed.queued = true;
@@ -176,9 +195,9 @@ impl State {
                 Order::StopListening => self.stop_listening(),
                 Order::OpenDoor(door) => self.open_door(door),
                 Order::Visit(visit) => self.visits.push(visit),
-                Order::Release(to) => {
+                Order::Release(which, to) => {
                     // Nobody to take them: they stay here.
-                    if let Err(SendError(pairs)) = to.send(self.release_all()) {
+                    if let Err(SendError(pairs)) = to.send(self.release(which)) {
                         pairs.into_iter().for_each(|pair| self.adopt(pair));
                     }
                 }
@@ -218,6 +237,10 @@ impl State {
     fn adopt(&mut self, carried: Carried) {
         let generation = self.next_generation();
         let fresh = carried.lacks != Lacks::Nothing;
+        match carried.can_move() {
+            true => self.movable += 1,
+            false => self.lend_staging(),
+        }
         let index = self.pairs.insert(Relayed {
             sockets: [
                 Socket::new(carried.client, Lacks::Nothing),
@@ -237,7 +260,7 @@ impl State {
             return self.begin_dial(index);
         }
         if self.watch(index) {
-            // Only what is owed already: what the sockets have shows in their first events.
+            // Only what is here already: what the sockets have shows in their first events.
             self.advance(index);
         }
     }
@@ -257,7 +280,7 @@ impl State {
             let data = token(index, side, generation, 0);
             if let Err(error) = epoll::add(&self.epoll, &socket.fd, data, flags) {
                 log::error!("a connection is cut, epoll refuses it: {error}");
-                self.pairs.remove(index);
+                self.remove(index);
                 return false;
             }
             socket.watched = true;
@@ -266,24 +289,47 @@ impl State {
         true
     }
 
-    /// Takes out every pair whose broker has answered; one that is still being dialled stays.
-    fn release_all(&mut self) -> Vec<Carried> {
-        let answered = self.pairs.iter().filter(|(_, pair)| pair.dial.is_none());
-        let answered: Vec<usize> = answered.map(|(index, _)| index).collect();
-        self.queue.clear();
+    /// Has buffers of this thread's size ready for TLS.
+    fn lend_staging(&self) {
+        let staging = self.shelf.take();
+        let staging = staging.unwrap_or_else(|| Staging::new(SCRATCH));
+        self.shelf.set(Some(staging));
+    }
+
+    /// Takes a pair out.
+    pub fn remove(&mut self, index: usize) -> Relayed {
+        let relayed = self.pairs.remove(index);
+        self.movable -= usize::from(relayed.can_move());
+        relayed
+    }
+
+    /// Takes out these pairs, if their brokers have answered; those that are still being dialled
+    /// stay.
+    fn release(&mut self, which: Which) -> Vec<Carried> {
+        if which == Which::Movable && self.movable == 0 {
+            return Vec::new();
+        }
+        let released = self
+            .pairs
+            .iter()
+            .filter(|(_, pair)| pair.dial.is_none() && (which == Which::All || pair.can_move()));
+        let released: Vec<usize> = released.map(|(index, _)| index).collect();
         let let_go = |index| {
             let Relayed {
                 sockets,
                 pair,
                 last_activity,
                 ..
-            } = self.pairs.remove(index);
+            } = self.remove(index);
             let [client, broker] = sockets.map(|mut socket| {
                 socket.complete();
                 // The set holds a socket by its open file, which outlives this descriptor when
                 // another process has it too.
                 let _ = epoll::delete(&self.epoll, &socket.fd);
-                socket.fd
+                End {
+                    socket: socket.fd,
+                    tls: socket.tls,
+                }
             });
             Carried {
                 client,
@@ -294,7 +340,7 @@ impl State {
                 lacks: Lacks::Nothing,
             }
         };
-        answered.into_iter().map(let_go).collect()
+        released.into_iter().map(let_go).collect()
     }
 
     fn handle(&mut self, data: u64, flags: EventFlags) {
@@ -318,6 +364,10 @@ impl State {
         }
         let broken = flags.intersects(EventFlags::ERR | EventFlags::HUP);
         let socket = &mut relayed.sockets[side];
+        if flags.contains(EventFlags::OUT) && !socket.writable {
+            // The peer has taken what it was sent earlier; of TLS the pair does not hear that.
+            relayed.last_activity = self.now;
+        }
         socket.hung_up |= broken || flags.contains(EventFlags::RDHUP);
         socket.readable |= socket.hung_up || flags.contains(EventFlags::IN);
         socket.writable |= broken || flags.contains(EventFlags::OUT);
@@ -339,13 +389,17 @@ impl State {
             socket,
             epoll: &self.epoll,
             token: Some(token(index, side, generation, 0)),
+            shelf: &self.shelf,
         };
-        let (progress, moved) =
+        let (mut progress, moved) =
             relayed
                 .pair
                 .advance(&mut on(0, client), &mut on(1, broker), &mut self.scratch);
         if moved {
             relayed.last_activity = self.now;
+        }
+        if progress == Progress::Wait && relayed.sockets.iter_mut().any(Socket::take_retry) {
+            progress = Progress::More;
         }
         match progress {
             Progress::Wait => {}
@@ -355,7 +409,7 @@ impl State {
                 self.queue.push(index);
             }
             Progress::Done => {
-                self.pairs.remove(index);
+                self.remove(index);
                 return;
             }
         }
@@ -386,6 +440,7 @@ impl State {
             shortest = Some(shortest.map_or(left, |shortest| shortest.min(left)));
         };
         let (mut late, mut overdue) = (Vec::new(), Vec::new());
+        let mut gone = 0;
         self.pairs.retain(|index, relayed| {
             if let Some(dial) = &relayed.dial {
                 match dial.deadline().checked_duration_since(now) {
@@ -407,11 +462,15 @@ impl State {
             };
             let passed = now.saturating_duration_since(relayed.last_activity) >= idle;
             match passed {
-                true => relayed.pair.idle_timeout_passed(),
+                true => {
+                    gone += usize::from(relayed.can_move());
+                    relayed.pair.idle_timeout_passed();
+                }
                 false => sooner(idle),
             }
             !passed
         });
+        self.movable -= gone;
         self.expect_idle(shortest);
         for index in late {
             self.dial_failed(index, ErrorKind::TimedOut.into());

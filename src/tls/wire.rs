@@ -1,0 +1,172 @@
+//! What OpenSSL reads from and writes to in place of a socket: memory.
+//!
+//! It gets whole records only. OpenSSL itself would take a record's first bytes and hold a buffer
+//! of 16 KiB until the last one has come; here an incomplete record costs what has arrived of it.
+
+use std::io::{self, ErrorKind, Read, Write};
+
+use super::staging::{MAX_RECORD, RECORD_HEADER, Staging};
+
+/// Memory in place of a socket.
+#[derive(Debug, Default)]
+pub struct Wire {
+    /// Lent for as long as a call into the session lasts.
+    pub staging: Option<Box<Staging>>,
+    /// Received between calls: less than a record, or what nobody has asked for yet.
+    received: Vec<u8>,
+    /// Written, and not taken by the socket.
+    owed: Vec<u8>,
+    /// How much of `owed` has been sent.
+    sent: usize,
+    /// The peer has ended the stream below.
+    pub ended: bool,
+}
+
+/// Whether these bytes begin with a whole record, or with something that will never be one: then
+/// OpenSSL shall say so.
+pub fn has_record(bytes: &[u8]) -> bool {
+    let Some((header, rest)) = bytes.split_first_chunk::<RECORD_HEADER>() else {
+        return false;
+    };
+    let [kind, major, _, high, low] = *header;
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    let possible = (20..=24).contains(&kind) && major == 3 && length <= MAX_RECORD - RECORD_HEADER;
+    !possible || rest.len() >= length
+}
+
+impl Wire {
+    /// A wire on which `received` has come already.
+    pub fn new(received: Vec<u8>) -> Self {
+        Wire {
+            received,
+            ..Wire::default()
+        }
+    }
+
+    /// Takes the staging in; [`Wire::give_back`] has to follow.
+    pub fn lend(&mut self, mut staging: Box<Staging>) {
+        staging.refill(&self.received);
+        if !self.received.is_empty() {
+            self.received = Vec::new();
+        }
+        self.staging = Some(staging);
+    }
+
+    /// Gives the staging back and keeps what is left in it.
+    pub fn give_back(&mut self) -> Option<Box<Staging>> {
+        let mut staging = self.staging.take()?;
+        self.received = staging.received().to_vec();
+        self.owed.extend_from_slice(&staging.output);
+        staging.clear();
+        Some(staging)
+    }
+
+    /// Whether OpenSSL can read a whole record.
+    pub fn has_record(&self) -> bool {
+        match &self.staging {
+            Some(staging) => has_record(staging.received()),
+            None => has_record(&self.received),
+        }
+    }
+
+    /// How many bytes have been received and not yet read.
+    pub fn received(&self) -> usize {
+        match &self.staging {
+            Some(staging) => staging.received().len(),
+            None => self.received.len(),
+        }
+    }
+
+    /// Receives more; false at the end of the stream.
+    ///
+    /// # Errors
+    /// Those of `receive`.
+    pub fn receive(
+        &mut self,
+        receive: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<bool> {
+        let Some(staging) = &mut self.staging else {
+            return Err(ErrorKind::WouldBlock.into());
+        };
+        let more = staging.receive(receive)? > 0;
+        self.ended |= !more;
+        Ok(more)
+    }
+
+    /// How many bytes the socket has not taken yet.
+    pub fn owed(&self) -> usize {
+        let staged = self
+            .staging
+            .as_ref()
+            .map_or(0, |staged| staged.output.len());
+        self.owed.len() - self.sent + staged
+    }
+
+    /// Whether so much is written that it should be sent before there is more.
+    pub fn is_full(&self) -> bool {
+        let staging = self.staging.as_ref();
+        staging.is_none_or(|staging| staging.output.len() >= staging.output_limit)
+    }
+
+    /// Sends what is owed.
+    ///
+    /// # Errors
+    /// Those of `send`; what it did not take is still owed.
+    pub fn send(&mut self, mut send: impl FnMut(&[u8]) -> io::Result<usize>) -> io::Result<()> {
+        while self.sent < self.owed.len() {
+            match send(&self.owed[self.sent..])? {
+                0 => return Err(ErrorKind::WriteZero.into()),
+                count => self.sent += count,
+            }
+        }
+        if self.sent > 0 {
+            (self.owed, self.sent) = (Vec::new(), 0);
+        }
+        let Some(staging) = &mut self.staging else {
+            return Ok(());
+        };
+        let mut sent = 0;
+        let result = loop {
+            match &staging.output[sent..] {
+                [] => break Ok(()),
+                rest => match send(rest) {
+                    Ok(0) => break Err(ErrorKind::WriteZero.into()),
+                    Ok(count) => sent += count,
+                    Err(error) => break Err(error),
+                },
+            }
+        };
+        staging.output.drain(..sent);
+        result
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(staging) = &mut self.staging else {
+            return Err(ErrorKind::WouldBlock.into());
+        };
+        match staging.take(buffer.len()) {
+            [] => Err(ErrorKind::WouldBlock.into()),
+            bytes => {
+                buffer[..bytes.len()].copy_from_slice(bytes);
+                Ok(bytes.len())
+            }
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.staging {
+            Some(staging) => staging.output.extend_from_slice(bytes),
+            // An alert of a session that is being dropped.
+            None => self.owed.extend_from_slice(bytes),
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
