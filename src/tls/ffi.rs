@@ -7,7 +7,7 @@ use std::ptr;
 
 use foreign_types::{ForeignType, ForeignTypeRef};
 use openssl::error::ErrorStack;
-use openssl::ssl::{SslContextBuilder, SslContextRef, SslRef, SslSessionRef};
+use openssl::ssl::{SslContextBuilder, SslContextRef, SslRef, SslSessionRef, SslVersion};
 use openssl::x509::{X509, X509Crl, X509NameRef};
 use openssl_sys as sys;
 
@@ -143,8 +143,9 @@ unsafe extern "C" fn ticket_key(
     // SAFETY: OpenSSL calls this during a handshake with a live SSL, whose context outlives the
     // call; `name` and `iv` are the 16 bytes each that the interface promises, and nobody else
     // refers to them.
-    let (context, name, iv) = unsafe {
+    let (ssl, context, name, iv) = unsafe {
         (
+            SslRef::from_ptr(ssl),
             SslContextRef::from_ptr(sys::SSL_get_SSL_CTX(ssl)),
             &mut *name.cast::<[u8; KEY_NAME_LENGTH]>(),
             &mut *iv.cast::<[u8; IV_LENGTH]>(),
@@ -165,9 +166,12 @@ unsafe extern "C" fn ticket_key(
             false => TICKET_ERROR,
         }
     } else {
+        // In 1.3 a client uses a ticket once [RFC 8446 C.4] and would shake hands in full the next
+        // time; OpenSSL renews those of its own keys, too.
+        let used_up = ssl.version2() == Some(SslVersion::TLS1_3);
         let (key, answer) = match keys.to_decrypt(name) {
-            Found::Current(key) => (key, TICKET_USABLE),
-            Found::Older(key) => (key, TICKET_USABLE_RENEW),
+            Found::Current(key) if !used_up => (key, TICKET_USABLE),
+            Found::Current(key) | Found::Older(key) => (key, TICKET_USABLE_RENEW),
             Found::Unknown => return TICKET_UNUSABLE,
         };
         // SAFETY: as for `prepare`.
