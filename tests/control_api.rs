@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::control::{ask, document, wait_for};
+use support::dns::{Dns, Srv};
 use support::files::{config_controlled, config_of};
 use support::generations::Generations;
 use support::tls::Authority;
@@ -544,4 +545,46 @@ fn no_secret_is_in_any_answer() {
     let upstreams = document(control, "/v1/upstreams");
     assert_eq!(upstreams[1]["value"]["checks"]["active"]["http_path"], "/x");
     assert_eq!(proxy.count("probe-word"), 0, "nor in the log");
+}
+
+#[test]
+fn nodes_that_are_found_in_dns_are_shown_and_checks_that_are_off_are_none() {
+    let (dns, broker) = (Dns::start(), Broker::mqtt());
+    dns.set("broker.test", &["127.0.0.1"], 60);
+    let record = Srv {
+        priority: 10,
+        weight: 3,
+        port: broker.port(),
+        target: "broker.test".to_owned(),
+    };
+    dns.set_srv("_mqtt._tcp.test", &[record], 60);
+    let [port, control] = free_ports();
+    let apisix = format!("  control: {{port: {control}}}\n  disable_upstream_healthcheck: true\n");
+    let discovery = format!("discovery: {{dns: {{servers: [\"{}\"]}}}}\n", dns.addr());
+    let config = config_of(&apisix, &[format!("127.0.0.1:{port}")], &discovery);
+    let upstream =
+        "discovery_type: dns, service_name: _mqtt._tcp.test, checks: {active: {type: tcp}}";
+    let mut proxy = Proxy::start(&Files::new(&config, &routes(upstream)), &[port]);
+    proxy.wait_for_log("control API at");
+    let control = local(control);
+    let item = wait_for(control, "/v1/upstream/brokers", SOON, |_, item| {
+        item["runtime"]["nodes"]
+            .as_array()
+            .is_some_and(|nodes| !nodes.is_empty())
+    });
+    let node = &item["runtime"]["nodes"][0];
+    assert_eq!(node["node"], format!("broker.test:{}", broker.port()));
+    assert_eq!(
+        (&node["weight"], &node["status"]),
+        (&json!(3), &Value::Null)
+    );
+    assert_eq!(item["value"]["nodes"][0]["host"], "broker.test");
+    assert_eq!(item["value"]["service_name"], "_mqtt._tcp.test");
+    assert_eq!(item["has_domain"], true);
+    assert_eq!(document(control, "/v1/healthcheck"), json!([]));
+    let (code, why) = ask(control, "/v1/healthcheck/upstreams/brokers");
+    assert_eq!(
+        (code, &why["error_msg"]),
+        (404, &json!("no checker for upstreams[brokers]"))
+    );
 }

@@ -19,7 +19,7 @@ impl Control {
         let table = self.table.load();
         let mut checked: Vec<_> = table
             .upstreams()
-            .filter(|upstream| upstream.config().checks.is_some())
+            .filter(|upstream| upstream.checks().is_some())
             .map(|upstream| (place_of(upstream), upstream))
             .collect();
         checked.sort_unstable_by_key(|(place, _)| *place);
@@ -34,9 +34,8 @@ impl Control {
         }
         let table = self.table.load();
         let mut upstreams = table.upstreams();
-        let found = upstreams.find(|upstream| {
-            place_of(upstream) == (section, id) && upstream.config().checks.is_some()
-        });
+        let found = upstreams
+            .find(|upstream| place_of(upstream) == (section, id) && upstream.checks().is_some());
         if let Some(upstream) = found {
             return Answer::ok(checker(upstream));
         }
@@ -60,7 +59,7 @@ fn exists(resources: &Resources, section: &str, id: &str) -> bool {
 
 fn checker(upstream: &Upstream) -> Value {
     let (section, id) = place_of(upstream);
-    let checks = upstream.config().checks.as_ref();
+    let checks = upstream.checks();
     let active = checks.and_then(|checks| checks.active.as_ref());
     let nodes: Vec<Value> = upstream
         .nodes_once()

@@ -103,25 +103,24 @@ pub(super) fn target(route: &Route) -> Value {
 
 /// An upstream with what is known about its nodes.
 fn item(upstream: &Upstream) -> Value {
-    let config = upstream.config();
+    let (config, nodes_written) = (upstream.config(), upstream.written_nodes());
     let named = |node: &resource::UpstreamNode| matches!(node.host, resource::Host::Name(_));
     json!({
         "key": format!("/upstreams/{}", upstream.label()),
-        "has_domain": config.nodes.iter().any(named),
-        "value": upstream_value(Some(upstream.label()), config),
+        "has_domain": nodes_written.iter().any(named),
+        "value": upstream_value(Some(upstream.label()), config, nodes_written),
         "runtime": {"nodes": nodes(upstream)},
     })
 }
 
 /// Every node of an upstream as it is now, in file order.
 pub(super) fn nodes(upstream: &Upstream) -> Vec<Value> {
-    let config = upstream.config();
     let known: HashMap<&str, &Node> = upstream
         .nodes()
         .map(|node| (node.label(), &**node))
         .collect();
     let live: usize = upstream.nodes_once().map(|node| node.live()).sum();
-    let nodes = config.nodes.iter().filter_map(|written| {
+    let nodes = upstream.written_nodes().iter().filter_map(|written| {
         let node = known.get(Node::label_of(&written.host, written.port).as_str())?;
         let status = node.health().snapshot().status();
         let share = match live {
@@ -133,7 +132,7 @@ pub(super) fn nodes(upstream: &Upstream) -> Vec<Value> {
             "addresses": node.addresses(),
             "weight": written.weight,
             "priority": written.priority,
-            "status": config.checks.as_ref().map(|_| status),
+            "status": upstream.checks().map(|_| status),
             "connections": node.live(),
             "share": share,
         }))
@@ -149,8 +148,12 @@ fn seconds(duration: Duration) -> Value {
 }
 
 /// The object in the words of the file. Private keys and certificates are left out.
-fn upstream_value(id: Option<&str>, config: &resource::Upstream) -> Value {
-    let nodes = config.nodes.iter().map(|node| {
+fn upstream_value(
+    id: Option<&str>,
+    config: &resource::Upstream,
+    nodes: &[resource::UpstreamNode],
+) -> Value {
+    let nodes = nodes.iter().map(|node| {
         json!({
             "host": node.host.to_string(),
             "port": node.port,
@@ -279,7 +282,7 @@ fn route_value(route: &StreamRoute) -> Value {
         "server_port": route.server_port,
         "snis": snis,
         "tls_passthrough": route.tls_passthrough,
-        "upstream": upstream.map(|upstream| upstream_value(None, upstream)),
+        "upstream": upstream.map(|upstream| upstream_value(None, upstream, &upstream.nodes)),
         "upstream_id": route.upstream_id,
         "service_id": route.service_id,
         "plugins": plugins_value(&route.plugins),

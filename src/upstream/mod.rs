@@ -249,6 +249,14 @@ impl Upstream {
         &self.config
     }
 
+    /// The nodes as they are written, or were found when it was built, in that order.
+    pub fn written_nodes(&self) -> &[UpstreamNode] {
+        match &self.found {
+            Some((_, nodes)) => nodes,
+            None => &self.config.nodes,
+        }
+    }
+
     /// All nodes, highest priority first.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.levels
