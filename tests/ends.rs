@@ -19,8 +19,9 @@ use support::{
 };
 
 /// Ends that no client and no broker can bring about while metrics are served. A process that
-/// leaves logs `shutdown` (tests/access_log.rs); `aborted` would be a defect of the program.
-const NOT_HERE: [&str; 2] = ["shutdown", "aborted"];
+/// leaves logs `shutdown` (tests/access_log.rs); an operator brings about `drained` (tests/drain.rs)
+/// and `rebalanced` (tests/rebalance.rs); `aborted` would be a defect of the program.
+const NOT_HERE: [&str; 4] = ["shutdown", "drained", "rebalanced", "aborted"];
 
 /// A proxy with a listener for each way to a broker, or to none.
 struct Stage {
