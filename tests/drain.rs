@@ -14,6 +14,7 @@ use support::mosquitto::{self, Mosquitto};
 use support::mqtt;
 use support::process::more_open_files;
 use support::setup::{Setup, start};
+use support::tls::{Authority, TlsClient, ssl, tls_config, tls_routes};
 use support::{
     Broker, Brokers, Client, Connect, Crowd, End, Files, Proxy, SOON, config, config_with,
     expect_pace, free_port, free_ports, local, metrics, wait_until,
@@ -204,6 +205,45 @@ fn plain_tcp_connections_just_end() {
     let mut other = clients.remove(1 - first.expect("one has ended"));
     other.send(b"x");
     other.expect(b"x");
+}
+
+#[test]
+fn connections_over_tls_leave_as_others_do() {
+    let brokers = Brokers::mqtt(2);
+    let port = free_port();
+    let ca = Authority::new("root");
+    let ssls = [ssl("1", "'*'", &ca.issue(&["localhost"]), "")];
+    let text = |weights: &[u32]| {
+        let upstream = upstream(&brokers, weights, ", drain: {will: suppress}");
+        tls_routes(&upstream, &ssls).replace("protocol_level: 4", "protocol_level: [4, 5]")
+    };
+    let config = tls_config(&[port], "  ssl: {fallback_sni: localhost}\n", "");
+    let files = Files::new(&config, &text(&[1, 1]));
+    let mut proxy = Proxy::start(&files, &[port]);
+    let mut clients: Vec<_> = (0..10)
+        .map(|n| {
+            let connect = Connect::v5(&format!("c{n}"));
+            let before = brokers.accepted();
+            let mut client = TlsClient::to(port).connect().expect("a connection");
+            client.send(&connect.build()).expect("CONNECT");
+            client.expect(mqtt::ACCEPTED_5);
+            (brokers.accepted()[0] > before[0], client)
+        })
+        .collect();
+    proxy.reload(|| files.replace_routes(text(&[0, 1])));
+    for (leaves, client) in &mut clients {
+        match leaves {
+            true => client.expect(ANOTHER),
+            false => client.expect_alive(),
+        }
+    }
+    assert_eq!(brokers.accepted(), [5, 5]);
+    for client in 0..5 {
+        let seen = brokers.0[0].connection(client);
+        assert_eq!(seen.wait_for_end(), End::Fin);
+        assert!(seen.received().ends_with(&mqtt::disconnect()));
+        assert_eq!(brokers.0[1].connection(client).end(), None);
+    }
 }
 
 /// The whole packets of a stream; `None` when the last one is cut.

@@ -78,9 +78,13 @@ impl Exodus {
 
     /// Has those leave who are due; says when to call it again.
     pub fn step(&mut self, now: Instant) -> Instant {
+        let rate = self.rate(now);
         if let Some(search) = &self.search {
             let mut found = Vec::new();
             let complete = search.take(&mut found);
+            if self.waiting.is_empty() {
+                self.pace.resume(now, rate);
+            }
             self.waiting.extend(found.into_iter().map(|(id, ())| id));
             if complete {
                 self.search = None;
@@ -92,7 +96,6 @@ impl Exodus {
                     .search(|pair| (!pair.is_leaving()).then_some(())),
             );
         }
-        let rate = self.rate(now);
         let farewell = Farewell {
             end: End::Shutdown,
             reason: DisconnectReason::ServerShuttingDown,

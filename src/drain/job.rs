@@ -127,9 +127,7 @@ impl Job {
                 "upstream {label}: {count} connections move to their own nodes, {rate} a second"
             ),
         }
-        if self.pace.next(rate) < now {
-            self.pace = Pace::from(now);
-        }
+        self.pace.resume(now, rate);
     }
 
     fn rate(&self, planned: &Planned, now: Instant) -> f64 {

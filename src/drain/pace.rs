@@ -26,6 +26,13 @@ impl Pace {
         }
     }
 
+    /// Somebody waits again after nobody has: what was not used is not made up for.
+    pub fn resume(&mut self, now: Instant, rate: f64) {
+        if self.next(rate) < now {
+            *self = Pace::from(now);
+        }
+    }
+
     /// How many of those who are `waiting` leave now, at `rate` a second.
     pub fn due(&mut self, now: Instant, rate: f64, waiting: usize) -> usize {
         if let Some(earliest) = now.checked_sub(MOST_LATE)
@@ -102,6 +109,18 @@ mod tests {
         let mut pace = Pace::from(start);
         let count = pace.due(start + Duration::from_secs(60), 100.0, usize::MAX);
         assert!((20..30).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn a_pause_in_which_nobody_waited_is_not_made_up_for() {
+        let start = Instant::now();
+        let mut pace = Pace::from(start);
+        let later = start + Duration::from_secs(9);
+        pace.resume(later, 100.0);
+        assert_eq!(pace.due(later, 100.0, usize::MAX), 0);
+        let running = pace.next(100.0);
+        pace.resume(later, 100.0);
+        assert_eq!(pace.next(100.0), running);
     }
 
     #[test]

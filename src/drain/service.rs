@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::job::Job;
 use super::plan::{Cause, Plan, Planned, Wanted};
 use crate::session::relay::Relays;
-use crate::session::relay::orders::Search;
+use crate::session::relay::orders::{PairId, Search};
 use crate::source::Load;
 use crate::table::{CurrentTable, Table};
 use crate::telemetry::metrics::Metrics;
@@ -72,6 +72,9 @@ struct Work {
     plan: Arc<Plan>,
     jobs: Vec<Job>,
     search: Option<Search<Wanted>>,
+    /// What the search has found so far: nobody leaves before it is complete, so that all relay
+    /// threads have their share from the beginning.
+    found: Vec<(PairId, Wanted)>,
     search_at: Option<Instant>,
     /// Until then connections are looked for even though none were found.
     settled: Instant,
@@ -90,6 +93,7 @@ impl Work {
             plan: Arc::default(),
             jobs: Vec::new(),
             search: None,
+            found: Vec::new(),
             search_at: None,
             settled: now + SETTLING,
             healthy: HashMap::new(),
@@ -236,7 +240,7 @@ impl Work {
 
     /// Makes every list again.
     fn search_from(&mut self, now: Instant) {
-        self.search = None;
+        (self.search, self.found) = (None, Vec::new());
         self.search_at = (!self.jobs.is_empty()).then_some(now);
         for job in &mut self.jobs {
             job.forget();
@@ -245,18 +249,16 @@ impl Work {
 
     fn look_for_connections(&mut self, drainer: &Drainer, now: Instant) {
         if let Some(search) = &self.search {
-            let mut found = Vec::new();
-            let complete = search.take(&mut found);
-            for (id, wanted) in found {
-                let mut jobs = self.jobs.iter_mut();
-                let job =
-                    jobs.find(|job| job.upstream == wanted.upstream && job.cause == wanted.cause);
-                if let Some(job) = job {
-                    job.found(id, wanted);
-                }
-            }
-            if complete {
+            if search.take(&mut self.found) {
                 self.search = None;
+                let jobs = self.jobs.iter_mut();
+                let mut jobs: HashMap<(usize, Cause), &mut Job> =
+                    jobs.map(|job| ((job.upstream, job.cause), job)).collect();
+                for (id, wanted) in std::mem::take(&mut self.found) {
+                    if let Some(job) = jobs.get_mut(&(wanted.upstream, wanted.cause)) {
+                        job.found(id, wanted);
+                    }
+                }
                 for job in &mut self.jobs {
                     job.begin(&self.plan.upstreams[job.upstream], now);
                 }
