@@ -7,11 +7,12 @@
 //!
 //! The way of a connection: [`session`] accepts it, ends TLS with [`tls`], reads CONNECT with
 //! [`mqtt`], connects to a broker and relays. [`upgrade`] hands live connections over to a new
-//! process; [`drain`] sends them away at a pace; [`telemetry`] counts; [`systemd`] tells the service manager; [`cli`] is the command line.
+//! process; [`drain`] sends them away at a pace; [`telemetry`] counts; [`control`] answers questions
+//! over HTTP; [`systemd`] tells the service manager; [`cli`] is the command line.
 //!
-//! Each room knows only those below it: `cli` → `upgrade`, `drain`, `source`, `session`, `telemetry` →
-//! `table` → `route`, `upstream`, `plugin` → `tls` → `mqtt`, `config`. `config` and `mqtt` know neither sockets nor
-//! a runtime, so they can be read, tested and fuzzed alone.
+//! Each room knows only those below it: `cli` → `control` → `upgrade`, `drain`, `source`, `session`,
+//! `telemetry` → `table` → `route`, `upstream`, `plugin` → `tls` → `mqtt`, `config`. `config` and
+//! `mqtt` know neither sockets nor a runtime, so they can be read, tested and fuzzed alone.
 
 #![warn(missing_docs)]
 #![deny(unsafe_code)]

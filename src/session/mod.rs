@@ -1,9 +1,10 @@
 //! The way of a connection: accept, TLS, match the route, read CONNECT, connect to a broker, relay.
 //!
-//! Pingora drives it: [`service::ListenService`] is a Pingora service that accepts and hands each
-//! connection to a Pingora `ServerApp`, [`app::ProxyApp`]. Once both sides stand, the connection
-//! leaves the future of `process_new` for a small task of its own ([`relay`]), which is where it
-//! spends its weeks.
+//! Pingora drives it: [`service::ListenService`] is a Pingora service that hands each connection to
+//! a Pingora `ServerApp`, [`app::ProxyApp`]. Plain connections are accepted on the relay threads and,
+//! if CONNECT is there, need no runtime at all (`at_once`); the others take the same way in a task
+//! (`admit`). Once both sides stand, the connection is a record of a relay thread ([`relay`]), which
+//! is where it spends its weeks.
 
 pub(crate) mod admit;
 pub mod app;
