@@ -24,7 +24,7 @@ generated=target/packaging
 rm -rf "$generated"
 mkdir -p "$generated"/{man,completions,schema}
 "$binary" man >"$generated/man/mqtt-proxy.1"
-for command in run check explain upgrade schema completions man; do
+for command in run check explain status upgrade schema completions man; do
     "$binary" man "$command" >"$generated/man/mqtt-proxy-$command.1"
 done
 "$binary" completions bash >"$generated/completions/mqtt-proxy.bash"

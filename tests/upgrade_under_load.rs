@@ -232,11 +232,12 @@ fn a_thousand_connections_move_at_once() {
                 let usual = view.take_slowest();
                 let (answers, start) = (view.answers(), Instant::now());
                 let moved = proxy.upgrade();
-                let whole = start.elapsed();
+                let (whole, cpu) = (start.elapsed(), proxy.cpu());
                 view.wait_for_answers(answers, count as u64 / 2);
                 let (slowest, own) = (view.take_slowest(), view.take_own_delay());
                 eprintln!(
                     "{count} connections, upgrade {n}: handed over in {} ms, whole upgrade {whole:?}, \
+                     CPU of the new process with its start {cpu:?}, \
                      slowest round trip {slowest:?} (without upgrade {usual:?}, own delay {own:?}), \
                      {} descriptors",
                     moved.millis,

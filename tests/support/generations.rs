@@ -203,6 +203,20 @@ impl Generations {
         fs::read_dir(format!("/proc/{}/fd", self.current)).map_or(0, Iterator::count)
     }
 
+    /// CPU time that the process which serves has used since it started, on all its threads.
+    pub fn cpu(&self) -> Duration {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.current));
+        let used = threads
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|thread| {
+                let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+                text.split(' ').next()?.parse().ok()
+            });
+        Duration::from_nanos(used.sum())
+    }
+
     /// The runtime directory of the process that serves.
     pub fn runtime(&self) -> PathBuf {
         let environment = fs::read(format!("/proc/{}/environ", self.current)).unwrap_or_default();
