@@ -116,11 +116,16 @@ fn one_of_several_processes_is_named_by_its_configuration_or_its_id() {
             command.env("RUNTIME_DIRECTORY", &shared);
         })
     };
-    // They may still be about to publish themselves.
-    let ran = wait_until("both to be found", SOON, || {
-        let ran = upgrade(&[]);
-        ran.stderr.contains("several processes").then_some(ran)
+    // They may still be about to publish themselves, and one alone would upgrade.
+    wait_until("both to be found", SOON, || -> Option<()> {
+        let names = std::fs::read_dir(&shared).expect("the runtime directory");
+        let names = names.flatten().map(|entry| entry.file_name());
+        let published = names.filter(|name| name.to_string_lossy().starts_with("control-"));
+        (published.count() == 2).then_some(())
     });
+    let ran = upgrade(&[]);
+    assert_eq!(ran.code, 1, "{}", ran.all());
+    assert!(ran.stderr.contains("several processes"), "{}", ran.all());
     for proxy in &proxies {
         let pid = proxy.current().to_string();
         assert!(ran.stderr.contains(&pid), "{}", ran.all());

@@ -212,9 +212,9 @@ impl Generations {
             .flatten()
             .filter_map(|thread| {
                 let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-                text.split(' ').next()?.parse().ok()
+                text.split(' ').next()?.parse::<u64>().ok()
             });
-        Duration::from_nanos(used.sum())
+        Duration::from_nanos(used.sum::<u64>())
     }
 
     /// The runtime directory of the process that serves.
