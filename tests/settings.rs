@@ -173,7 +173,11 @@ fn worker_processes_is_the_number_of_worker_threads() {
     let broker = Broker::mqtt();
     let start = |workers: &str| {
         let port = free_port();
-        let more = format!("nginx_config: {{worker_processes: {workers}}}\n");
+        // Metrics are a thread, and at their default address only one proxy of the machine has it.
+        let more = format!(
+            "nginx_config: {{worker_processes: {workers}}}\n\
+             mqtt_proxy: {{metrics: {{enabled: false}}}}\n"
+        );
         let files = Files::new(&config_with(&[port], &more), &routes(&broker));
         let proxy = Proxy::start(&files, &[port]);
         for n in 0..8 {
