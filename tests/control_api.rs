@@ -460,7 +460,9 @@ fn a_socket_that_was_bound_late_moves_in_an_upgrade_too() {
     assert_eq!(document(local(control), "/v1/status")["pid"], next.pid);
     let said = &proxy.lines()[mark..];
     assert!(
-        !said.iter().any(|line| line.contains("cannot listen")),
+        !said
+            .iter()
+            .any(|line| line.contains("control API: cannot listen")),
         "{said:#?}"
     );
 }
