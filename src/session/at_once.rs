@@ -172,6 +172,16 @@ impl ProxyApp {
         record: Record,
         since: Instant,
     ) -> Option<Unfinished> {
+        if !self.relays.can_relay() {
+            // The runtime waits for the first bytes.
+            return Some(Unfinished {
+                socket: ClientSocket::Bare(socket),
+                received: Vec::new(),
+                record,
+                since,
+                handshake: None,
+            });
+        }
         let limits = &self.policy.limits;
         let until = since + limits.first_byte_timeout.min(limits.connect_timeout);
         let (app, runtime) = (self.clone(), Handle::current());
@@ -198,10 +208,7 @@ impl ProxyApp {
             until: until.into_std(),
             resume: Box::new(resume),
         };
-        if let Err(parked) = self.relays.park(parked) {
-            // No relay thread: the runtime waits for the first bytes.
-            (parked.resume)(parked.socket);
-        }
+        self.relays.park(parked);
         None
     }
 }

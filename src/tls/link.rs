@@ -37,17 +37,6 @@ impl Link {
         }
     }
 
-    /// Resolves when the other side has sent something that was not read, or has ended.
-    pub async fn has_input(&self) {
-        if let Link::Tls(tls) = self
-            && tls.session.has_input()
-        {
-            return;
-        }
-        // `readable` may be left over from a read that took everything; looking is certain.
-        let _ = self.socket().peek(&mut [0]).await;
-    }
-
     /// The socket and the session, apart from each other.
     pub fn into_parts(self) -> (TcpStream, Option<Box<Session>>) {
         match self {

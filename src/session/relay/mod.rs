@@ -123,14 +123,12 @@ impl Relays {
         }
     }
 
-    /// Keeps a client until it has sent something; gives it back when there is no relay thread.
-    pub fn park(&self, parked: Parked) -> Result<(), Parked> {
+    /// Keeps a client until it has sent something; cuts it when there is no relay thread, which
+    /// [`Relays::can_relay`] tells before.
+    pub fn park(&self, parked: Parked) {
         match self.nearest() {
-            Some(engine) => {
-                engine.park(parked);
-                Ok(())
-            }
-            None => Err(parked),
+            Some(engine) => engine.park(parked),
+            None => log::error!("a connection is cut: no relay thread could start"),
         }
     }
 
