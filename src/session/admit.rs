@@ -2,7 +2,6 @@
 //! all the waiting that this may take.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -12,10 +11,11 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::app::{ProxyApp, local_address};
-use super::opening::Opened;
+use super::handshake::Opened;
 use super::outcome::{End, Phase, Record};
 use super::preread::{Preread, PrereadError, read_connect};
 use super::refusal::{Refusal, tell_and_close};
+use super::relay;
 use super::relay::first_answer::{AwaitedConnack, idle_from_keep_alive};
 use super::relay::pair::{Mqtt, Pair};
 use super::relay::{Established, IdleTimeout};
@@ -40,18 +40,19 @@ const MQTT_IDLE_AFTER_BROKER_END: Duration = Duration::from_secs(60);
 
 impl ProxyApp {
     /// Serves a connection on which the client's own bytes can be read.
-    pub(super) async fn serve_opened(&self, opened: Opened, mut record: Record) {
+    pub(super) async fn serve_opened(&self, socket: TcpStream, opened: Opened, mut record: Record) {
         let Opened {
-            mut link,
+            session,
             received,
             tls,
             since,
         } = opened;
+        let mut link = Link::new(socket, session);
         let mut preread = Preread {
             received,
             mqtt: None,
         };
-        let tls = tls.as_ref();
+        let tls = tls.as_deref();
         let admitted = self.admit(&mut link, tls, &mut record, &mut preread, since);
         match admitted.await {
             Ok(key) => {
@@ -66,15 +67,15 @@ impl ProxyApp {
     /// Goes on with the other nodes for a connection whose first one does not answer.
     pub(super) async fn dial_again(
         &self,
-        client: OwnedFd,
+        client: relay::engine::End,
         record: Record,
         preread: Preread,
         key: Key,
         first: FirstTry,
     ) {
-        match TcpStream::from_std(client.into()) {
-            Ok(client) => {
-                let link = Link::Plain(client);
+        match TcpStream::from_std(client.socket.into()) {
+            Ok(socket) => {
+                let link = Link::new(socket, client.tls);
                 self.connect_and_relay(link, record, preread, &key, None, Some(first))
                     .await;
             }

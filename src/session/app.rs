@@ -1,11 +1,12 @@
 //! The connection path, as Pingora's `ServerApp`.
 //!
-//! Most connections need nothing but what can be done at once ([`at_once`](super::at_once)). The
+//! A relay thread waits for what a client sends first, TLS and CONNECT ([`beginning`](super::beginning)).
+//! Most connections then need nothing but what can be done at once ([`at_once`](super::at_once)). The
 //! others, and what is left of one that got stuck, take the same way with the runtime
 //! ([`admit`](super::admit)).
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,22 +14,19 @@ use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::client_stream::{ClientSocket, ClientStream};
-use super::listener::TlsMode;
-use super::opening::{Opened, TlsPolicy, open};
-use super::outcome::{Access, End, Record};
+use super::beginning::Beginning;
+use super::client_stream::ClientStream;
+use super::handshake::{Handshake, Opened, TlsPolicy};
+use super::outcome::{Access, Record};
 use super::refusal::Refusal;
 use super::relay::Relays;
 use crate::config::settings::{ConnectMode, Idle, Limits, RefusalMode};
-use crate::route::Request;
-use crate::table::{CurrentTable, Table};
+use crate::table::CurrentTable;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::throttle::Throttle;
-use crate::tls::accept::Failed;
 
 /// What the connection path does with every connection, read once at start.
 #[derive(Debug, Clone)]
@@ -65,15 +63,11 @@ pub struct ProxyApp {
 /// A connection that could not be served at once.
 pub(super) struct Unfinished {
     /// Its socket.
-    pub socket: ClientSocket,
-    /// What has been read from it.
-    pub received: Vec<u8>,
+    pub socket: OwnedFd,
+    /// How far it has come.
+    pub opened: Opened,
     /// Its record.
     pub record: Record,
-    /// When it was accepted.
-    pub since: Instant,
-    /// Its place among the handshakes in flight.
-    pub handshake: Option<OwnedSemaphorePermit>,
 }
 
 #[async_trait]
@@ -111,70 +105,33 @@ impl ProxyApp {
         let metrics = self.metrics.clone();
         let mut record = Record::open(client, listener, metrics, Some(permit), live);
         record.access = self.access_log.as_ref().map(Access::new);
-        match (socket, &record.listener.tls) {
-            (ClientSocket::Bare(socket), None) => self.serve_at_once(socket, record, since),
-            (socket, _) => Some(Unfinished {
-                socket,
-                received: Vec::new(),
-                record,
-                since,
-                handshake,
-            }),
-        }
+        let socket = match socket.into_bare() {
+            Ok(socket) => socket,
+            Err(error) => {
+                log::error!("a connection is cut: {error}");
+                return None;
+            }
+        };
+        let Some(tls) = &record.listener.tls else {
+            return self.serve_at_once(socket, Opened::plain(since), record);
+        };
+        let until = since + self.policy.tls.handshake_timeout;
+        let handshake = Handshake::new(tls.mode, until, handshake);
+        Beginning::with_tls(self, record, handshake).wait(socket);
+        None
     }
 
     /// Serves a connection with the runtime.
     pub(super) async fn serve(self: &Arc<Self>, unfinished: Unfinished) {
         let Unfinished {
             socket,
-            received,
-            mut record,
-            since,
-            handshake,
+            opened,
+            record,
         } = unfinished;
-        let stream = match socket.into_registered() {
-            Ok(stream) => stream,
-            Err(error) => return log::error!("a connection is cut: {error}"),
-        };
-        let opened = match &record.listener.tls {
-            None => Ok(Opened {
-                received,
-                ..Opened::plain(stream, since)
-            }),
-            // Boxed: the future of a plain connection need not have room for a handshake.
-            Some(tls) => Box::pin(self.open(stream, tls.mode, &record, handshake)).await,
-        };
-        record.begun(&opened);
-        match opened {
-            Ok(opened) => self.serve_opened(opened, record).await,
-            Err(Failed::ClientLeft) => record.end = End::ClientLeftEarly,
-            Err(Failed::Refused(error)) => {
-                let refusal = error.into();
-                record.refused(&refusal);
-                self.report(&refusal, &record);
-            }
+        match TcpStream::from_std(socket.into()) {
+            Ok(socket) => self.serve_opened(socket, opened, record).await,
+            Err(error) => log::error!("a connection is cut: {error}"),
         }
-    }
-
-    async fn open(
-        &self,
-        socket: TcpStream,
-        mode: TlsMode,
-        record: &Record,
-        in_flight: Option<OwnedSemaphorePermit>,
-    ) -> Result<Opened, Failed> {
-        let passes_through = |table: &Table, socket: &TcpStream, sni: Option<&str>| {
-            let request = local_address(socket, record).map(|server| Request {
-                client: record.client.ip(),
-                server,
-                sni,
-            });
-            let route = request.ok().and_then(|request| table.route(&request));
-            route.is_some_and(|route| route.tls_passthrough)
-        };
-        let table = self.table.load_full();
-        let policy = &self.policy.tls;
-        open(socket, mode, policy, &table, &passes_through, in_flight).await
     }
 
     /// Logs a refusal.

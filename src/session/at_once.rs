@@ -1,30 +1,29 @@
-//! What can be done with a connection at once, on the relay thread that accepted it: read CONNECT,
-//! find the route, pick the node, begin to connect, hand the pair to the relay. Nothing here waits,
-//! and the runtime knows of none of it.
+//! What can be done with a connection at once, on a relay thread: read CONNECT, find the route, pick
+//! the node, begin to connect, hand the pair to the relay. Nothing here waits, and the runtime knows
+//! of none of it.
 //!
 //! Whatever is out of the ordinary (a refusal, half a CONNECT, TLS to the broker, a broker that does
 //! not answer) is left to the runtime, which begins anew with what has been read.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant as StdInstant};
+use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 use tokio::runtime::Handle;
-use tokio::time::Instant;
 
 use super::app::{ProxyApp, Unfinished, local_address};
-use super::client_stream::ClientSocket;
+use super::beginning::Beginning;
+use super::handshake::Opened;
 use super::outcome::{End, Phase, Record};
 use super::preread::Preread;
 use super::relay::dialling::Dialled;
-use super::relay::engine::{Carried, Lacks};
+use super::relay::engine::{self, Carried, Lacks};
 use super::relay::pair::Pair;
-use super::relay::parked::Parked;
 use crate::route::Request;
+use crate::table::Route;
 use crate::upstream::connect::{FirstTry, begin_connect, timeout_of};
 use crate::upstream::hash_key::Key;
 use crate::upstream::targets::Target;
@@ -38,15 +37,22 @@ thread_local! {
 }
 
 /// What there is to read of a connection.
-enum FirstRead {
+pub(super) enum FirstRead {
     /// CONNECT, or nothing where the route reads none.
-    Whole(Preread),
-    /// Not enough to go on with.
+    Whole(Whole),
+    /// Not enough to go on with here: these bytes.
     Part(Vec<u8>),
     /// Nothing yet.
     Nothing,
-    /// The client has ended or broken the connection.
-    Left,
+    /// The client has ended or broken the connection, which this route would have taken.
+    Left(Option<Arc<Route>>),
+}
+
+/// All that has to be read of a connection before it is routed.
+pub(super) struct Whole {
+    route: Arc<Route>,
+    server: SocketAddr,
+    preread: Preread,
 }
 
 impl ProxyApp {
@@ -54,108 +60,66 @@ impl ProxyApp {
     pub(super) fn serve_at_once(
         self: &Arc<Self>,
         socket: OwnedFd,
-        mut record: Record,
-        since: Instant,
+        mut opened: Opened,
+        record: Record,
     ) -> Option<Unfinished> {
-        let unfinished = |socket: OwnedFd, record: Record, received: Vec<u8>| {
-            Some(Unfinished {
-                socket: ClientSocket::Bare(socket),
-                received,
-                record,
-                since,
-                handshake: None,
-            })
-        };
-        let Ok(server) = local_address(&socket, &record) else {
-            record.end = End::ClientLeftEarly;
-            return None;
+        match self.first_read(socket.as_fd(), &mut opened, &record) {
+            FirstRead::Nothing => {
+                Beginning::open(self, record, opened).wait(socket);
+                None
+            }
+            read => self.go_on(socket, opened, read, record),
+        }
+    }
+
+    /// Reads CONNECT, if the route that takes the connection reads it and it is there.
+    pub(super) fn first_read(
+        &self,
+        socket: BorrowedFd<'_>,
+        opened: &mut Opened,
+        record: &Record,
+    ) -> FirstRead {
+        let Ok(server) = local_address(&socket, record) else {
+            return FirstRead::Left(None);
         };
         let table = self.table.load();
         let request = Request {
             client: record.client.ip(),
             server,
-            sni: None,
+            sni: opened.server_name(),
         };
-        let Some(route) = table.route(&request) else {
-            return unfinished(socket, record, Vec::new());
+        let route = table.route(&request);
+        let received = std::mem::take(&mut opened.received);
+        let Some(route) = route else {
+            return FirstRead::Part(received);
         };
-        let first = match &route.mqtt_proxy {
-            None => FirstRead::Whole(Preread::default()),
-            Some(plugin) => self.first_read(&socket, plugin),
+        let whole = |preread| {
+            FirstRead::Whole(Whole {
+                route: route.clone(),
+                server,
+                preread,
+            })
         };
-        let preread = match first {
-            FirstRead::Whole(preread) => preread,
-            FirstRead::Part(received) => return unfinished(socket, record, received),
-            FirstRead::Nothing => return self.park(socket, record, since),
-            FirstRead::Left => {
-                route.count_connection();
-                record.route = Some(route.clone());
-                record.phase = Phase::Connect;
-                record.end = End::ClientLeftEarly;
-                return None;
-            }
+        let Some(plugin) = &route.mqtt_proxy else {
+            return whole(Preread {
+                received,
+                mqtt: None,
+            });
         };
-        let upstream = match &route.upstream {
-            Ok(upstream) if upstream.tls().is_none() => upstream,
-            _ => return unfinished(socket, record, preread.received),
-        };
-        let key = upstream.key(&super::admit::variables(
-            route,
-            record.client,
-            server,
-            None,
-            &preread,
-        ));
-        let target = upstream.targets(&key.bytes).next();
-        let begun = target.and_then(|target| {
-            let owes = !preread.received.is_empty();
-            let sources = upstream.source_addresses();
-            let broker = begin_connect(target.address, owes, sources).ok()?;
-            Some((broker, target))
-        });
-        let Some((broker, target)) = begun else {
-            return unfinished(socket, record, preread.received);
-        };
-        record.route = Some(route.clone());
-        drop(table);
-        self.admitted_by_route(&mut record, server, &preread, &key, since);
-        record.phase = Phase::Dial;
-        record.broker = Some(crate::upstream::node::InFlight::on(target.node.clone()));
-        let Preread { received, mqtt } = preread;
-        let pair = self.pair(mqtt.as_ref(), &[], received, record);
-        let dial = FirstDial::new(self, &pair, target, key, mqtt);
-        let carried = Carried {
-            dial: Some(Box::new(dial)),
-            lacks: Lacks::NoDelay { written: false },
-            ..Carried::new(socket, broker, pair)
-        };
-        match self.relays.dial(carried) {
-            Ok(()) => None,
-            // No relay thread: the runtime does it all, and counts the route once more.
-            Err(carried) => {
-                let Carried { client, pair, .. } = *carried;
-                let (received, record) = pair.into_unsent();
-                unfinished(client.socket, record, received)
-            }
+        if !received.is_empty() {
+            return FirstRead::Part(received);
         }
-    }
-
-    fn first_read(
-        &self,
-        socket: &OwnedFd,
-        plugin: &crate::plugin::mqtt_proxy::MqttProxy,
-    ) -> FirstRead {
         BUFFER.with_borrow_mut(|buffer| {
-            let count = match recv(socket, &mut **buffer, RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return FirstRead::Left,
-                Ok((count, _)) => count,
-                Err(Errno::AGAIN | Errno::INTR) => return FirstRead::Nothing,
-                Err(_) => return FirstRead::Left,
+            let count = match opened.read(socket, buffer) {
+                Ok(0) => return FirstRead::Left(Some(route.clone())),
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return FirstRead::Nothing,
+                Err(_) => return FirstRead::Left(Some(route.clone())),
             };
             let received = &buffer[..count];
             let limit = self.policy.limits.max_connect_size;
             match plugin.judge(received, self.mode(), limit) {
-                Ok(Some(connect)) => FirstRead::Whole(Preread {
+                Ok(Some(connect)) => whole(Preread {
                     mqtt: Some(MqttVariables::of(&connect)),
                     received: received.to_vec(),
                 }),
@@ -164,52 +128,101 @@ impl ProxyApp {
         })
     }
 
-    /// Keeps the connection until its first bytes come; the runtime tells a client that sends
-    /// none in time.
-    fn park(
+    /// Goes on with what was read; what comes back is for the runtime. Must be called within that.
+    pub(super) fn go_on(
         self: &Arc<Self>,
         socket: OwnedFd,
-        record: Record,
-        since: Instant,
+        mut opened: Opened,
+        read: FirstRead,
+        mut record: Record,
     ) -> Option<Unfinished> {
-        if !self.relays.can_relay() {
-            // The runtime waits for the first bytes.
-            return Some(Unfinished {
-                socket: ClientSocket::Bare(socket),
-                received: Vec::new(),
-                record,
-                since,
-                handshake: None,
-            });
-        }
-        let limits = &self.policy.limits;
-        let until = since + limits.first_byte_timeout.min(limits.connect_timeout);
-        let (app, runtime) = (self.clone(), Handle::current());
-        let resume = move |socket: OwnedFd| {
-            let unfinished = match Instant::now() >= until {
-                true => Some(Unfinished {
-                    socket: ClientSocket::Bare(socket),
-                    received: Vec::new(),
+        let whole = match read {
+            FirstRead::Whole(whole) => whole,
+            FirstRead::Part(received) => {
+                opened.received = received;
+                return Some(Unfinished {
+                    socket,
+                    opened,
                     record,
-                    since,
-                    handshake: None,
-                }),
-                false => {
-                    let _inside = runtime.enter();
-                    app.serve_at_once(socket, record, since)
+                });
+            }
+            FirstRead::Nothing => {
+                return Some(Unfinished {
+                    socket,
+                    opened,
+                    record,
+                });
+            }
+            FirstRead::Left(route) => {
+                if let Some(route) = route {
+                    route.count_connection();
+                    record.route = Some(route);
+                    record.phase = Phase::Connect;
                 }
-            };
-            if let Some(unfinished) = unfinished {
-                runtime.spawn(async move { app.serve(unfinished).await });
+                record.end = End::ClientLeftEarly;
+                return None;
             }
         };
-        let parked = Parked {
-            socket,
-            until: until.into_std(),
-            resume: Box::new(resume),
+        let Whole {
+            route,
+            server,
+            preread,
+        } = whole;
+        let begun = match &route.upstream {
+            Ok(upstream) if upstream.tls().is_none() => {
+                let tls = opened.tls.as_deref();
+                let variables =
+                    super::admit::variables(&route, record.client, server, tls, &preread);
+                let key = upstream.key(&variables);
+                let target = upstream.targets(&key.bytes).next();
+                target.and_then(|target| {
+                    let owes = !preread.received.is_empty();
+                    let sources = upstream.source_addresses();
+                    let broker = begin_connect(target.address, owes, sources).ok()?;
+                    Some((broker, target, key))
+                })
+            }
+            _ => None,
         };
-        self.relays.park(parked);
-        None
+        let Some((broker, target, key)) = begun else {
+            opened.received = preread.received;
+            return Some(Unfinished {
+                socket,
+                opened,
+                record,
+            });
+        };
+        record.route = Some(route);
+        self.admitted_by_route(&mut record, server, &preread, &key, opened.since);
+        record.phase = Phase::Dial;
+        record.broker = Some(crate::upstream::node::InFlight::on(target.node.clone()));
+        let Preread { received, mqtt } = preread;
+        let pair = self.pair(mqtt.as_ref(), &[], received, record);
+        let dial = FirstDial::new(self, &pair, target, key, mqtt);
+        let client = engine::End {
+            socket,
+            tls: opened.session.take(),
+        };
+        let carried = Carried {
+            dial: Some(Box::new(dial)),
+            lacks: Lacks::NoDelay { written: false },
+            ..Carried::new(client, broker, pair)
+        };
+        match self.relays.dial(carried) {
+            Ok(()) => None,
+            // No relay thread: the runtime does it all, and counts the route once more.
+            Err(carried) => {
+                let Carried { client, pair, .. } = *carried;
+                let (received, record) = pair.into_unsent();
+                opened.received = received;
+                opened.session = client.tls;
+                Some(Unfinished {
+                    socket: client.socket,
+                    opened,
+                    record,
+                })
+            }
+        }
     }
 }
 
@@ -220,7 +233,7 @@ struct FirstDial {
     target: Target,
     key: Key,
     mqtt: Option<MqttVariables>,
-    started: StdInstant,
+    started: Instant,
     limit: Duration,
 }
 
@@ -245,14 +258,14 @@ impl FirstDial {
             target,
             key,
             mqtt,
-            started: StdInstant::now(),
+            started: Instant::now(),
             limit: timeout_of(upstream.map(|upstream| upstream.config())),
         }
     }
 }
 
 impl Dialled for FirstDial {
-    fn deadline(&self) -> StdInstant {
+    fn deadline(&self) -> Instant {
         self.started + self.limit
     }
 
@@ -264,7 +277,7 @@ impl Dialled for FirstDial {
         record.connected(self.target.address, 1, self.started.elapsed());
     }
 
-    fn failed(self: Box<Self>, client: OwnedFd, pair: Pair, error: io::Error) {
+    fn failed(self: Box<Self>, client: engine::End, pair: Pair, error: io::Error) {
         let late = error.kind() == ErrorKind::TimedOut && error.raw_os_error().is_none();
         let error = match late {
             true => io::Error::new(

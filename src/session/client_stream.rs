@@ -35,14 +35,14 @@ pub enum ClientSocket {
 }
 
 impl ClientSocket {
-    /// The socket for use in the runtime, within which this must be called.
+    /// The socket without the runtime.
     ///
     /// # Errors
-    /// When the runtime cannot watch it.
-    pub fn into_registered(self) -> io::Result<TcpStream> {
+    /// When the runtime does not know it any more.
+    pub fn into_bare(self) -> io::Result<OwnedFd> {
         match self {
-            ClientSocket::Bare(socket) => TcpStream::from_std(socket.into()),
-            ClientSocket::Registered(stream) => Ok(stream),
+            ClientSocket::Bare(socket) => Ok(socket),
+            ClientSocket::Registered(stream) => Ok(stream.into_std()?.into()),
         }
     }
 }

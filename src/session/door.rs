@@ -1,4 +1,4 @@
-//! Accepting plain connections on the relay threads.
+//! Accepting on the relay threads.
 
 use std::future::Future;
 use std::io;
@@ -24,7 +24,7 @@ use crate::telemetry::throttle::Throttle;
 
 /// A listening socket whose connections go to a `ServerApp` on the thread that accepts them. What
 /// the app cannot do without waiting goes on in the runtime.
-pub(super) struct PlainDoor<A> {
+pub(super) struct AppDoor<A> {
     app: Arc<A>,
     listener: Arc<Listener>,
     socket: TcpListener,
@@ -35,7 +35,13 @@ pub(super) struct PlainDoor<A> {
     throttle: Throttle,
 }
 
-impl<A: ServerApp + Send + Sync + 'static> PlainDoor<A> {
+/// What a connection takes of what there is a limited number of.
+struct Places {
+    connection: OwnedSemaphorePermit,
+    handshake: Option<OwnedSemaphorePermit>,
+}
+
+impl<A: ServerApp + Send + Sync + 'static> AppDoor<A> {
     /// Must be called within the runtime that is to go on.
     pub fn new(
         app: Arc<A>,
@@ -44,7 +50,7 @@ impl<A: ServerApp + Send + Sync + 'static> PlainDoor<A> {
         admission: &Admission,
         shutdown: ShutdownWatch,
     ) -> Self {
-        PlainDoor {
+        AppDoor {
             app,
             listener,
             socket,
@@ -57,14 +63,14 @@ impl<A: ServerApp + Send + Sync + 'static> PlainDoor<A> {
     }
 
     /// Begins to serve a connection here and now.
-    fn serve(&self, socket: OwnedFd, client: SocketAddr, permit: OwnedSemaphorePermit) {
+    fn serve(&self, socket: OwnedFd, client: SocketAddr, places: Places) {
         let connection = Box::new(ClientStream {
             socket: ClientSocket::Bare(socket),
             client,
             listener: self.listener.clone(),
-            permit,
+            permit: places.connection,
             live: self.connections.enter(),
-            handshake: None,
+            handshake: places.handshake,
         });
         let (app, shutdown) = (self.app.clone(), self.shutdown.clone());
         let mut served: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
@@ -76,6 +82,19 @@ impl<A: ServerApp + Send + Sync + 'static> PlainDoor<A> {
         if served.as_mut().poll(&mut context).is_pending() {
             self.runtime.spawn(served);
         }
+    }
+
+    /// Takes the places that a connection needs, or gives the semaphore that has none.
+    fn take_places(&self) -> Result<Places, &Arc<Semaphore>> {
+        let take = |places: &Arc<Semaphore>| places.clone().try_acquire_owned();
+        let handshakes = self.listener.tls.as_ref().map(|tls| &tls.handshakes);
+        Ok(Places {
+            handshake: match handshakes {
+                Some(handshakes) => Some(take(handshakes).map_err(|_| handshakes)?),
+                None => None,
+            },
+            connection: take(&self.places).map_err(|_| &self.places)?,
+        })
     }
 
     fn failed(&self, error: io::Error, again: Again) -> Accepted {
@@ -96,7 +115,7 @@ impl<A: ServerApp + Send + Sync + 'static> PlainDoor<A> {
     }
 }
 
-impl<A: ServerApp + Send + Sync + 'static> Door for PlainDoor<A> {
+impl<A: ServerApp + Send + Sync + 'static> Door for AppDoor<A> {
     fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -106,21 +125,24 @@ impl<A: ServerApp + Send + Sync + 'static> Door for PlainDoor<A> {
     }
 
     fn accept(&self, again: Again) -> Accepted {
-        let Ok(permit) = self.places.clone().try_acquire_owned() else {
-            let places = self.places.clone();
-            self.runtime.spawn(async move {
-                // The semaphore is never closed.
-                let _ = places.acquire().await;
-                again.open();
-            });
-            return Accepted::Shut;
+        let places = match self.take_places() {
+            Ok(places) => places,
+            Err(full) => {
+                let full = full.clone();
+                self.runtime.spawn(async move {
+                    // The semaphores are never closed.
+                    let _ = full.acquire().await;
+                    again.open();
+                });
+                return Accepted::Shut;
+            }
         };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         match acceptfrom_with(&self.socket, flags) {
             Ok((socket, client)) => {
                 let client = client.map(SocketAddr::try_from);
                 if let Some(Ok(client)) = client {
-                    self.serve(socket, client, permit);
+                    self.serve(socket, client, places);
                 }
                 Accepted::One
             }

@@ -9,14 +9,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connections::Live;
+use super::handshake::Opened;
 use super::listener::Listener;
-use super::opening::Opened;
 use super::refusal::Refusal;
 use crate::table::Route;
 use crate::telemetry::access_log::{AccessLog, Details, Ending, Line, TlsDetails};
 use crate::telemetry::metrics::{Metrics, Origin, Traffic};
 use crate::tls::accept::{Failed, TlsError};
-use crate::tls::link::Link;
 use crate::upstream::Upstream;
 use crate::upstream::node::InFlight;
 use crate::upstream::variables::MqttVariables;
@@ -203,19 +202,16 @@ impl Record {
     }
 
     /// Takes what came of the beginning of a connection of a listener with TLS.
-    pub fn begun(&mut self, opened: &Result<Opened, Failed>) {
-        if self.listener.tls.is_none() {
-            return;
-        }
+    pub fn begun(&mut self, opened: Result<&Opened, &Failed>) {
         let took = self.age();
         let (result, took) = match opened {
             Ok(opened) => {
                 self.phase = Phase::Accept;
                 let reused = opened.tls.as_ref().is_some_and(|tls| tls.reused);
-                match (&opened.link, reused) {
-                    (Link::Plain(_), _) => ("passed_through", None),
-                    (Link::Tls(_), false) => ("ok", Some(took)),
-                    (Link::Tls(_), true) => ("resumed", Some(took)),
+                match (&opened.session, reused) {
+                    (None, _) => ("passed_through", None),
+                    (Some(_), false) => ("ok", Some(took)),
+                    (Some(_), true) => ("resumed", Some(took)),
                 }
             }
             Err(Failed::ClientLeft) => ("client_left", None),

@@ -3,8 +3,8 @@
 //! Pingora's own listening service retries a failed bind for half a minute and then stays up
 //! without a listener, gives every connection buffers, and splits new connections between two
 //! processes during an upgrade. This one drives the same `ServerApp` interface over sockets that
-//! were bound before the server started: plain ones on the relay threads ([`door`](super::door)),
-//! all others in tasks of the runtime.
+//! were bound before the server started: on the relay threads ([`door`](super::door)), or in tasks of
+//! the runtime where there are none.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 
 use super::client_stream::{ClientSocket, ClientStream};
 use super::connections::{Connections, Live};
-use super::door::PlainDoor;
+use super::door::AppDoor;
 use super::listener::Listener;
 use super::relay::Relays;
 use super::relay::listening::Door;
@@ -91,8 +91,8 @@ impl AcceptLoops {
 
 impl<A> ListenService<A> {
     /// A service over `sockets` (non-blocking, listening). `threads` is the number of threads
-    /// that serve them; `None` takes Pingora's setting. With `relays`, connections without TLS are
-    /// accepted on the relay threads.
+    /// that serve them; `None` takes Pingora's setting. With `relays`, connections are accepted
+    /// on the relay threads.
     pub fn new(
         name: &str,
         app: Arc<A>,
@@ -123,13 +123,13 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListenService<A> {
         let mut accepting = JoinSet::new();
         let mut doors = false;
         for (listener, socket) in self.sockets.drain(..) {
-            if let (None, Some(relays)) = (&listener.tls, &self.relays)
+            if let Some(relays) = &self.relays
                 && relays.can_relay()
             {
                 log::info!("listening on {}", listener.address);
                 let app = self.app.clone();
                 let admission = &self.admission;
-                let door = PlainDoor::new(app, listener, socket, admission, shutdown.clone());
+                let door = AppDoor::new(app, listener, socket, admission, shutdown.clone());
                 relays.listen(&(Arc::new(door) as Arc<dyn Door>));
                 doors = true;
                 continue;

@@ -4,15 +4,9 @@ use std::time::Duration;
 
 use openssl::ssl::{Ssl, SslContext, SslRef};
 use openssl::x509::X509VerifyResult;
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 
-use super::client_hello::{self, ClientHello, HelloError, MAX_WIRE};
-use super::link::TlsStream;
-use super::session::HandshakeError;
-
-/// What one read asks for: a ClientHello of today needs one or two.
-const READ: usize = 2048;
+use super::client_hello::HelloError;
+use super::session::{HandshakeError, Session};
 
 /// Why a TLS connection does not come about.
 #[derive(Debug, thiserror::Error)]
@@ -84,51 +78,17 @@ impl From<HelloError> for Failed {
     }
 }
 
-/// Reads until the ClientHello is whole. Everything read is in `received`, on an error too.
+/// A session in `context` with a client of which `received` was read.
 ///
 /// # Errors
-/// When it cannot become a ClientHello any more, or the client ends.
-pub async fn read_hello(
-    socket: &mut TcpStream,
-    received: &mut Vec<u8>,
-) -> Result<ClientHello, Failed> {
-    loop {
-        received.reserve(READ);
-        match socket.read_buf(received).await {
-            Ok(0) | Err(_) => return Err(Failed::ClientLeft),
-            Ok(_) => {}
-        }
-        if let Some(hello) = client_hello::parse(received)? {
-            return Ok(hello);
-        }
-        if received.len() > MAX_WIRE {
-            return Err(HelloError::TooLarge.into());
-        }
-    }
+/// When OpenSSL has no memory.
+pub fn begin(context: &SslContext, received: Vec<u8>) -> Result<Session, TlsError> {
+    let session = Ssl::new(context).and_then(|ssl| Session::accept(ssl, received));
+    session.map_err(|_| TlsError::Handshake("out of memory"))
 }
 
-/// Shakes hands in `context` with a client of which `received` was read.
-///
-/// # Errors
-/// Why not, with the stream: OpenSSL's alert is on its way to the client.
-pub async fn handshake(
-    socket: TcpStream,
-    received: Vec<u8>,
-    context: &SslContext,
-) -> Result<TlsStream, (Option<TlsStream>, Failed)> {
-    let out_of_memory = |_| (None, Failed::Refused(TlsError::Handshake("out of memory")));
-    let ssl = Ssl::new(context).map_err(out_of_memory)?;
-    let mut stream = TlsStream::accepting(socket, ssl, received).map_err(out_of_memory)?;
-    match stream.handshake().await {
-        Ok(()) => Ok(stream),
-        Err(error) => {
-            let failed = judge(&error, stream.ssl());
-            Err((Some(stream), failed))
-        }
-    }
-}
-
-fn judge(error: &HandshakeError, ssl: &SslRef) -> Failed {
+/// Why a handshake has failed; an alert of OpenSSL's is on its way where there is one.
+pub fn judge(error: &HandshakeError, ssl: &SslRef) -> Failed {
     let HandshakeError::OpenSsl(stack) = error else {
         return Failed::ClientLeft;
     };

@@ -29,6 +29,14 @@ pub struct TlsStream {
 }
 
 impl Link {
+    /// The socket with this session over it.
+    pub fn new(socket: TcpStream, session: Option<Box<Session>>) -> Self {
+        match session {
+            None => Link::Plain(socket),
+            Some(session) => Link::Tls(TlsStream { socket, session }),
+        }
+    }
+
     /// The socket below.
     pub fn socket(&self) -> &TcpStream {
         match self {

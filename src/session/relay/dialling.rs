@@ -4,16 +4,16 @@
 //! meanwhile. Nothing is read from the client before the broker has answered.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use rustix::event::epoll::{self, EventFlags};
 use rustix::net::sockopt::socket_error;
 
+use super::engine::End;
 use super::pair::Pair;
 use super::socket::{BROKER, CLIENT, Registered, token};
 use super::thread::State;
-use crate::session::outcome::End;
+use crate::session::outcome;
 
 /// What becomes of a pair whose broker is being dialled.
 pub trait Dialled: Send + std::fmt::Debug {
@@ -22,7 +22,7 @@ pub trait Dialled: Send + std::fmt::Debug {
     /// The broker has answered; the pair is relayed from now on.
     fn connected(&mut self, pair: &mut Pair);
     /// It has not, and this is why; [`ErrorKind::TimedOut`] is the deadline.
-    fn failed(self: Box<Self>, client: OwnedFd, pair: Pair, error: io::Error);
+    fn failed(self: Box<Self>, client: End, pair: Pair, error: io::Error);
 }
 
 impl State {
@@ -71,7 +71,9 @@ impl State {
         if side == CLIENT {
             if broken {
                 // It wants nothing any more.
-                self.remove(index).pair.abandon(End::ClientLeftEarly);
+                self.remove(index)
+                    .pair
+                    .abandon(outcome::End::ClientLeftEarly);
             }
             return;
         }
@@ -108,7 +110,11 @@ impl State {
             let _ = epoll::delete(&self.epoll, &client.fd);
         }
         if let Some(dial) = relayed.dial {
-            dial.failed(client.fd, relayed.pair, error);
+            let client = End {
+                socket: client.fd,
+                tls: client.tls,
+            };
+            dial.failed(client, relayed.pair, error);
         }
     }
 }

@@ -15,7 +15,7 @@ use super::dialling::Dialled;
 use super::engine::{Carried, End, Engine, Order, Which, lock};
 use super::listening::{LISTENERS, Listening};
 use super::pair::{BOUNDARY_LIMIT, Pair, Progress};
-use super::parked::Watched;
+use super::parked::{Costly, Watched};
 use super::socket::{BROKER, Lacks, PARKED, Registered, Socket, token};
 use super::visit::{Sight, Visit};
 use crate::tls::staging::{Shelf, Staging};
@@ -62,8 +62,10 @@ pub(super) struct State {
     pub epoll: OwnedFd,
     /// The pairs.
     pub pairs: Slab<Relayed>,
-    /// Clients that have not sent anything yet.
+    /// Connections in their beginnings.
     pub parked: Slab<Watched>,
+    /// Those of them that are to take a costly step.
+    pub costly: Costly,
     /// Where connections are accepted.
     pub listening: Vec<Listening>,
     /// Nothing is accepted at the moment.
@@ -74,7 +76,7 @@ pub(super) struct State {
     /// Looks at all pairs that are under way.
     visits: Vec<Visit>,
     /// The pair that is being advanced.
-    current: Option<usize>,
+    pub current: Option<usize>,
     scratch: Box<[u8]>,
     /// What TLS sessions borrow; made with the first of them.
     pub shelf: Shelf,
@@ -102,6 +104,7 @@ impl State {
             epoll,
             pairs: Slab::new(),
             parked: Slab::new(),
+            costly: Costly::new(),
             listening: Vec::new(),
             paused: false,
             generation: 0,
@@ -135,6 +138,7 @@ impl State {
             for event in &events {
                 self.handle(event.data.u64(), event.flags);
             }
+            self.take_costly_steps();
             let held = self.pairs.len() + self.parked.len();
             self.engine.shared.held.store(held, Ordering::Relaxed);
             if self.tick.is_some() && self.now >= self.next_tick {
@@ -154,6 +158,7 @@ impl State {
             .iter()
             .filter(|(_, pair)| pair.can_move())
             .count();
+        self.drop_broken_beginnings();
         self.queue.clear();
         for (index, relayed) in &mut self.pairs {
             relayed.queued = true;
@@ -163,7 +168,7 @@ impl State {
 
     fn wait(&mut self, events: &mut Vec<Event>) {
         self.engine.shared.awake.store(false, Ordering::SeqCst);
-        let more = !self.queue.is_empty() || !self.visits.is_empty();
+        let more = !self.queue.is_empty() || !self.visits.is_empty() || !self.costly.is_empty();
         let busy = more || !lock(&self.engine.shared.orders).is_empty();
         let timeout = match (busy, self.tick) {
             (true, _) => Some(Duration::ZERO),

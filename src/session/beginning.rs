@@ -1,0 +1,219 @@
+//! A connection from accept until CONNECT is there, as one who waits for it in a relay thread.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant as StdInstant;
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, timeout_at};
+
+use super::app::{ProxyApp, Unfinished, local_address};
+use super::at_once::FirstRead;
+use super::handshake::{Handshake, Opened, Terms};
+use super::outcome::{End, Record};
+use super::refusal::tell_and_close;
+use super::relay::parked::{Parked, Step, Waiting};
+use crate::tls::accept::{Failed, TlsError};
+
+/// A connection in its beginning.
+pub(super) struct Beginning {
+    app: Arc<ProxyApp>,
+    runtime: Handle,
+    record: Record,
+    stage: Stage,
+}
+
+/// How far it has come.
+enum Stage {
+    /// TLS, or what is taken for it, is on its way.
+    Handshake(Handshake),
+    /// It goes no further.
+    Failed(Failed),
+    /// CONNECT is on its way.
+    Open(Opened),
+    /// It has been read, or something else has come of it.
+    Read(Opened, FirstRead),
+}
+
+impl Beginning {
+    /// A connection of a listener with TLS. Must be called within the runtime that is to go on.
+    pub fn with_tls(app: &Arc<ProxyApp>, record: Record, handshake: Handshake) -> Self {
+        Beginning::new(app, record, Stage::Handshake(handshake))
+    }
+
+    /// A connection whose CONNECT is awaited. As above.
+    pub fn open(app: &Arc<ProxyApp>, record: Record, opened: Opened) -> Self {
+        Beginning::new(app, record, Stage::Open(opened))
+    }
+
+    fn new(app: &Arc<ProxyApp>, record: Record, stage: Stage) -> Self {
+        Beginning {
+            app: app.clone(),
+            runtime: Handle::current(),
+            record,
+            stage,
+        }
+    }
+
+    /// Has a relay thread wait for the connection, or the runtime where there is none.
+    pub fn wait(self, socket: OwnedFd) {
+        let app = self.app.clone();
+        let waiting: Box<dyn Waiting> = Box::new(self);
+        match app.relays.can_relay() {
+            true => app.relays.park(Parked { socket, waiting }),
+            false => drop(tokio::spawn(wait_in_runtime(socket, waiting))),
+        }
+    }
+
+    /// Takes a step of the handshake; true once it is over, one way or the other.
+    fn shake(&mut self, socket: BorrowedFd<'_>) -> bool {
+        let Stage::Handshake(handshake) = &mut self.stage else {
+            return true;
+        };
+        let record = &self.record;
+        let terms = Terms {
+            policy: &self.app.policy.tls,
+            table: &self.app.table,
+            client: record.client,
+            server: &|| local_address(&socket, record),
+        };
+        let Some(opened) = handshake.step(socket, &terms) else {
+            return false;
+        };
+        self.record.begun(opened.as_ref());
+        self.stage = match opened {
+            Ok(opened) => Stage::Open(opened),
+            Err(failed) => Stage::Failed(failed),
+        };
+        true
+    }
+}
+
+/// Ends a connection whose handshake has failed.
+fn end(app: &ProxyApp, runtime: &Handle, socket: OwnedFd, mut record: Record, failed: Failed) {
+    let error = match failed {
+        Failed::ClientLeft => {
+            record.end = End::ClientLeftEarly;
+            return;
+        }
+        Failed::Refused(error) => error,
+    };
+    let alert = error.alert();
+    let late = matches!(error, TlsError::Timeout(_));
+    let refusal = error.into();
+    record.refused(&refusal);
+    app.report(&refusal, &record);
+    if late {
+        return;
+    }
+    runtime.spawn(async move {
+        // Where there is no alert, OpenSSL has sent its own; a reset must not overtake it.
+        if let Ok(socket) = TcpStream::from_std(socket.into()) {
+            tell_and_close(socket, alert.as_ref().map_or(&[], |alert| alert)).await;
+        }
+        drop(record);
+    });
+}
+
+impl Waiting for Beginning {
+    fn until(&self) -> StdInstant {
+        let limits = &self.app.policy.limits;
+        let until = match &self.stage {
+            Stage::Handshake(handshake) => handshake.until(),
+            Stage::Open(opened) => {
+                opened.since + limits.first_byte_timeout.min(limits.connect_timeout)
+            }
+            Stage::Failed(_) | Stage::Read(..) => Instant::now(),
+        };
+        until.into_std()
+    }
+
+    fn is_costly(&self) -> bool {
+        matches!(self.stage, Stage::Handshake(_))
+    }
+
+    fn step(&mut self, socket: BorrowedFd<'_>) -> Step {
+        if !self.shake(socket) {
+            return match &self.stage {
+                Stage::Handshake(handshake) if handshake.owes() => Step::Owe,
+                _ => Step::Wait,
+            };
+        }
+        let Stage::Open(opened) = &mut self.stage else {
+            return Step::Over;
+        };
+        match self.app.first_read(socket, opened, &self.record) {
+            FirstRead::Nothing if opened.owes() => Step::Owe,
+            FirstRead::Nothing => Step::Wait,
+            read => {
+                let opened = std::mem::replace(opened, Opened::plain(opened.since));
+                self.stage = Stage::Read(opened, read);
+                Step::Over
+            }
+        }
+    }
+
+    fn go_on(self: Box<Self>, socket: OwnedFd) {
+        let Beginning {
+            app,
+            runtime,
+            mut record,
+            stage,
+        } = *self;
+        let serve = |unfinished| {
+            let app = app.clone();
+            runtime.spawn(async move { app.serve(unfinished).await });
+        };
+        match stage {
+            // Its time is over.
+            Stage::Handshake(_) => {
+                let limit = app.policy.tls.handshake_timeout;
+                let late = Failed::Refused(TlsError::Timeout(limit));
+                record.begun(Err(&late));
+                end(&app, &runtime, socket, record, late);
+            }
+            Stage::Failed(failed) => end(&app, &runtime, socket, record, failed),
+            // The runtime tells a client that sends nothing in time.
+            Stage::Open(opened) => serve(Unfinished {
+                socket,
+                opened,
+                record,
+            }),
+            Stage::Read(opened, read) => {
+                let _inside = runtime.enter();
+                if let Some(unfinished) = app.go_on(socket, opened, read, record) {
+                    serve(unfinished);
+                }
+            }
+        }
+    }
+}
+
+/// Waits where there is no relay thread.
+async fn wait_in_runtime(socket: OwnedFd, mut waiting: Box<dyn Waiting>) {
+    let waited = async {
+        let socket = TcpStream::from_std(socket.into())?;
+        loop {
+            let interest = match waiting.step(socket.as_fd()) {
+                Step::Over => break,
+                Step::Wait => Interest::READABLE,
+                Step::Owe => Interest::READABLE | Interest::WRITABLE,
+            };
+            let Ok(ready) = timeout_at(waiting.until().into(), socket.ready(interest)).await else {
+                break;
+            };
+            ready?;
+            // Steps ask the socket itself, until it has no more: the runtime has to be told so
+            // before the next one, or it would not wait for what comes then.
+            let _ = socket.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        }
+        Ok::<OwnedFd, io::Error>(socket.into_std()?.into())
+    };
+    match waited.await {
+        Ok(socket) => waiting.go_on(socket),
+        Err(error) => log::error!("a connection is cut: {error}"),
+    }
+}
