@@ -1,14 +1,12 @@
 //! A connection from accept until CONNECT is there, as one who waits for it in a relay thread.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::app::{ProxyApp, Unfinished, local_address};
 use super::at_once::FirstRead;
@@ -58,14 +56,13 @@ impl Beginning {
         }
     }
 
-    /// Has a relay thread wait for the connection, or the runtime where there is none.
+    /// Has a relay thread wait for the connection.
     pub fn wait(self, socket: OwnedFd) {
         let app = self.app.clone();
-        let waiting: Box<dyn Waiting> = Box::new(self);
-        match app.relays.can_relay() {
-            true => app.relays.park(Parked { socket, waiting }),
-            false => drop(tokio::spawn(wait_in_runtime(socket, waiting))),
-        }
+        app.relays.park(Parked {
+            socket,
+            waiting: Box::new(self),
+        });
     }
 
     /// Takes a step of the handshake; true once it is over, one way or the other.
@@ -189,31 +186,5 @@ impl Waiting for Beginning {
                 }
             }
         }
-    }
-}
-
-/// Waits where there is no relay thread.
-async fn wait_in_runtime(socket: OwnedFd, mut waiting: Box<dyn Waiting>) {
-    let waited = async {
-        let socket = TcpStream::from_std(socket.into())?;
-        loop {
-            let interest = match waiting.step(socket.as_fd()) {
-                Step::Over => break,
-                Step::Wait => Interest::READABLE,
-                Step::Owe => Interest::READABLE | Interest::WRITABLE,
-            };
-            let Ok(ready) = timeout_at(waiting.until().into(), socket.ready(interest)).await else {
-                break;
-            };
-            ready?;
-            // Steps ask the socket itself, until it has no more: the runtime has to be told so
-            // before the next one, or it would not wait for what comes then.
-            let _ = socket.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-        }
-        Ok::<OwnedFd, io::Error>(socket.into_std()?.into())
-    };
-    match waited.await {
-        Ok(socket) => waiting.go_on(socket),
-        Err(error) => log::error!("a connection is cut: {error}"),
     }
 }

@@ -123,8 +123,8 @@ impl Relays {
         }
     }
 
-    /// Keeps a client until it has sent something; cuts it when there is no relay thread, which
-    /// [`Relays::can_relay`] tells before.
+    /// Keeps a connection that is in its beginning; cuts it when there is no relay thread, which it
+    /// would need later.
     pub fn park(&self, parked: Parked) {
         match self.nearest() {
             Some(engine) => engine.park(parked),

@@ -182,3 +182,7 @@ impl State {
         next.min()
     }
 }
+
+#[cfg(test)]
+#[path = "parked_tests.rs"]
+mod tests;
