@@ -194,11 +194,12 @@ impl Handshake {
         match with_shelf(|shelf| session.handshake(shelf, &mut socket)) {
             Ok(false) => None,
             Ok(true) => {
-                let (session, name) = self.session.take()?;
-                let variables = TlsVariables::of(session.ssl(), Some(name));
+                let (mut session, name) = self.session.take()?;
+                let variables = session.ssl().map(|ssl| TlsVariables::of(ssl, Some(name)));
+                session.settle();
                 Some(Ok(Opened {
                     session: Some(session),
-                    tls: Some(Box::new(variables)),
+                    tls: variables.map(Box::new),
                     ..Opened::plain(Instant::now())
                 }))
             }

@@ -88,12 +88,12 @@ pub fn begin(context: &SslContext, received: Vec<u8>) -> Result<Session, TlsErro
 }
 
 /// Why a handshake has failed; an alert of OpenSSL's is on its way where there is one.
-pub fn judge(error: &HandshakeError, ssl: &SslRef) -> Failed {
+pub fn judge(error: &HandshakeError, ssl: Option<&SslRef>) -> Failed {
     let HandshakeError::OpenSsl(stack) = error else {
         return Failed::ClientLeft;
     };
-    let verified = ssl.verify_result();
-    if verified != X509VerifyResult::OK {
+    let verified = ssl.map(|ssl| ssl.verify_result());
+    if let Some(verified) = verified.filter(|verified| *verified != X509VerifyResult::OK) {
         return Failed::Refused(TlsError::Certificate(verified.error_string()));
     }
     Failed::Refused(match super::server::reason(stack) {

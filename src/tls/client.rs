@@ -206,8 +206,10 @@ impl ClientTls {
     }
 
     fn explain(&self, error: &HandshakeError, stream: &TlsStream, verified: &str) -> io::Error {
-        let result = stream.ssl().verify_result();
-        if self.verify && result != X509VerifyResult::OK {
+        let result = stream.ssl().map(|ssl| ssl.verify_result());
+        if self.verify
+            && let Some(result) = result.filter(|result| *result != X509VerifyResult::OK)
+        {
             let why = result.error_string();
             return io::Error::other(format!(
                 "TLS handshake: certificate for {}: {why}",

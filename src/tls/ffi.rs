@@ -48,6 +48,13 @@ unsafe extern "C" {
         indent: c_int,
         flags: c_ulong,
     ) -> c_int;
+    fn OPENSSL_cleanse(memory: *mut c_void, size: usize);
+    fn SSL_has_pending(ssl: *const sys::SSL) -> c_int;
+    fn SSL_SESSION_get_max_fragment_length(session: *const sys::SSL_SESSION) -> u8;
+    #[cfg(test)]
+    fn SSL_CTX_set_tlsext_max_fragment_length(context: *mut sys::SSL_CTX, mode: u8) -> c_int;
+    #[cfg(test)]
+    fn SSL_key_update(ssl: *mut sys::SSL, kind: c_int) -> c_int;
 }
 
 fn checked(result: c_int) -> Result<(), ErrorStack> {
@@ -108,6 +115,39 @@ pub(super) fn rfc2253(name: &X509NameRef) -> Option<String> {
         sys::BIO_free_all(out);
         text
     }
+}
+
+/// Overwrites a secret; the compiler cannot leave it out.
+pub(super) fn cleanse(secret: &mut [u8]) {
+    // SAFETY: the pointer is valid for as many bytes, which nobody else refers to.
+    unsafe { OPENSSL_cleanse(secret.as_mut_ptr().cast(), secret.len()) }
+}
+
+/// Whether OpenSSL holds bytes that it has been given and nobody has read, in whatever state.
+pub(super) fn has_pending(ssl: &SslRef) -> bool {
+    // SAFETY: it is valid, and only looked at.
+    unsafe { SSL_has_pending(ssl.as_ptr()) != 0 }
+}
+
+/// `max_fragment_length` of the client by its code [RFC 6066 §4]; 0 when it has sent none.
+pub(super) fn max_fragment_length(session: &SslSessionRef) -> u8 {
+    // SAFETY: it is valid, and only looked at.
+    unsafe { SSL_SESSION_get_max_fragment_length(session.as_ptr()) }
+}
+
+/// Has a client ask for records of 2⁸⁺ᶜᵒᵈᵉ bytes at most.
+#[cfg(test)]
+pub(super) fn ask_for_fragments(builder: &mut SslContextBuilder, code: u8) {
+    // SAFETY: the context is valid.
+    let asked = unsafe { SSL_CTX_set_tlsext_max_fragment_length(builder.as_ptr(), code) };
+    assert_eq!(asked, 1);
+}
+
+/// Has the next write begin with a KeyUpdate; `ask` asks the peer for one.
+#[cfg(test)]
+pub(super) fn key_update(ssl: &SslRef, ask: bool) {
+    // SAFETY: it is valid and nobody else uses it during the call.
+    assert_eq!(unsafe { SSL_key_update(ssl.as_ptr(), c_int::from(ask)) }, 1);
 }
 
 /// Offers `session` for resumption.

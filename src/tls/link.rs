@@ -83,9 +83,14 @@ impl TlsStream {
         Ok(TlsStream { socket, session })
     }
 
-    /// OpenSSL's view of it.
-    pub fn ssl(&self) -> &SslRef {
+    /// OpenSSL's view of it; `None` once it is settled.
+    pub fn ssl(&self) -> Option<&SslRef> {
         self.session.ssl()
+    }
+
+    /// See [`Session::settle`].
+    pub fn settle(&mut self) {
+        self.session.settle();
     }
 
     /// The socket below.

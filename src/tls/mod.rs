@@ -4,8 +4,9 @@
 //! context that serves it; [`accept`] begins the connection in that context; [`tickets`] are the
 //! keys of resumption; [`identity`] is what a handshake established. [`client`] is the side toward
 //! brokers. [`session`] is a session of either side without a socket, [`staging`] the memory that
-//! it borrows, and [`wire`] what OpenSSL has in place of a socket; [`link`] is a connection in its
-//! beginning. `ffi` is the one module with unsafe code: what the `openssl` crate has no safe form
+//! it borrows, and [`wire`] what OpenSSL has in place of a socket; [`records`] are those of an
+//! established session, which need no OpenSSL session; [`link`] is a connection in its beginning.
+//! `ffi` is the one module with unsafe code: what the `openssl` crate has no safe form
 //! of.
 
 pub mod accept;
@@ -16,6 +17,8 @@ mod ffi;
 pub mod identity;
 pub mod link;
 pub mod names;
+mod openssl_session;
+pub mod records;
 pub mod server;
 pub mod session;
 pub mod staging;

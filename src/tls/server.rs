@@ -25,10 +25,11 @@ use openssl::x509::verify::X509VerifyFlags;
 
 use super::ffi;
 use super::names::Names;
+use super::records::keylog;
 use super::tickets::TicketKeys;
 use crate::config::resource::credentials::CertificatePair;
 use crate::config::resource::ssl::{ClientVerification, Ssl, SslKind, TlsVersion};
-use crate::config::settings::TlsSettings;
+use crate::config::settings::{RecordLayer, TlsSettings};
 
 /// Ciphers of TLS 1.2 and before unless `mqtt_proxy.tls.ciphers` names others: Mozilla's
 /// intermediate list without finite-field Diffie-Hellman.
@@ -129,6 +130,9 @@ fn context(
     // One ticket is what a device that reconnects needs; OpenSSL would send two.
     builder.set_num_tickets(1)?;
     tickets.serve(&mut builder)?;
+    if settings.record_layer == RecordLayer::Own {
+        keylog::use_own_records(&mut builder)?;
+    }
     versions(&mut builder, &ssl.ssl_protocols)?;
     let ciphers = settings.ciphers.as_deref();
     builder.set_cipher_list(ciphers.unwrap_or(DEFAULT_CIPHERS))?;

@@ -3,20 +3,25 @@
 //! Nothing here waits or belongs to a runtime, so that a session begins in a task that shakes
 //! hands and goes on in a relay thread. Many records are decrypted from one receive and many are
 //! encrypted for one send; see [`super::staging`].
+//!
+//! A client's session [settles](Session::settle) after its handshake: OpenSSL's part of it, which
+//! is large, is let go of, and [`super::records`] go on with its keys.
 
-use std::io::{self, ErrorKind};
+use std::io;
 
 use openssl::error::ErrorStack;
-use openssl::ssl::{Error, ErrorCode, Ssl, SslRef, SslStream};
+use openssl::ssl::{Ssl, SslRef};
 
+use super::openssl_session::OpenSslSession;
+use super::records::Records;
+use super::records::parts::{PartsError, SessionParts};
 use super::staging::{Shelf, Staging};
-use super::wire::Wire;
 
 /// Staging of a thread of the runtime, where connections begin: CONNECT and a ClientHello fit.
 const STAGED_AT_FIRST: usize = 32 * 1024;
 /// What may be owed of answers that reading made (alerts, KeyUpdate) before no more is read: a
 /// peer that asks for answers and does not read them gets no memory for it.
-const MAX_ANSWERS: usize = 4096;
+pub(super) const MAX_ANSWERS: usize = 4096;
 
 /// The socket below a session. It does not wait: what cannot be done now is `WouldBlock`.
 pub trait Transport {
@@ -27,18 +32,12 @@ pub trait Transport {
 }
 
 /// A session of either side.
-pub struct Session {
-    stream: SslStream<Wire>,
-    /// No record can be read any more.
-    failed: bool,
-    /// close_notify is written.
-    ended: bool,
-    /// A write has to wait until something has been read (renegotiation, by a broker).
-    starved: bool,
-    /// Something has been read since.
-    fed: bool,
-    /// Bytes that reading has written since nothing was owed.
-    answers: usize,
+pub struct Session(Layer);
+
+/// Who does its records.
+enum Layer {
+    OpenSsl(Box<OpenSslSession>),
+    Own(Records),
 }
 
 /// How a handshake can end short.
@@ -61,55 +60,89 @@ impl Session {
     ///
     /// # Errors
     /// When OpenSSL has no memory.
-    pub fn accept(mut ssl: Ssl, received: Vec<u8>) -> Result<Self, ErrorStack> {
-        ssl.set_accept_state();
-        Self::new(ssl, received)
+    pub fn accept(ssl: Ssl, received: Vec<u8>) -> Result<Self, ErrorStack> {
+        let session = OpenSslSession::accept(ssl, received)?;
+        Ok(Session(Layer::OpenSsl(Box::new(session))))
     }
 
     /// A session that begins.
     ///
     /// # Errors
     /// When OpenSSL has no memory.
-    pub fn connect(mut ssl: Ssl) -> Result<Self, ErrorStack> {
-        ssl.set_connect_state();
-        Self::new(ssl, Vec::new())
+    pub fn connect(ssl: Ssl) -> Result<Self, ErrorStack> {
+        let session = OpenSslSession::connect(ssl)?;
+        Ok(Session(Layer::OpenSsl(Box::new(session))))
     }
 
-    fn new(ssl: Ssl, received: Vec<u8>) -> Result<Self, ErrorStack> {
-        Ok(Session {
-            stream: SslStream::new(ssl, Wire::new(received))?,
-            failed: false,
-            ended: false,
-            starved: false,
-            fed: false,
-            answers: 0,
-        })
+    /// OpenSSL's view of it; `None` of one that is settled.
+    pub fn ssl(&self) -> Option<&SslRef> {
+        match &self.0 {
+            Layer::OpenSsl(session) => Some(session.ssl()),
+            Layer::Own(_) => None,
+        }
     }
 
-    /// OpenSSL's view of it.
-    pub fn ssl(&self) -> &SslRef {
-        self.stream.ssl()
+    /// Lets go of OpenSSL's part of a client's session, when its context was built for that
+    /// ([`use_own_records`](super::records::keylog::use_own_records)), its handshake has just
+    /// ended, nothing has been read or written since, and its version and cipher are among
+    /// those that [`super::records`] do. Everything else stays as it is. What is wanted of
+    /// [`Session::ssl`] has to be read before.
+    pub fn settle(&mut self) {
+        if let Layer::OpenSsl(session) = &mut self.0
+            && let Some(records) = session.give_up()
+        {
+            self.0 = Layer::Own(records);
+        }
+    }
+
+    /// A settled session for another process; `None` of others. This one must not be used any
+    /// more.
+    pub fn to_parts(&self) -> Option<SessionParts> {
+        match &self.0 {
+            Layer::OpenSsl(_) => None,
+            Layer::Own(records) => Some(records.to_parts()),
+        }
+    }
+
+    /// Goes on with a session of another process.
+    ///
+    /// # Errors
+    /// See [`PartsError`].
+    pub fn from_parts(parts: &SessionParts) -> Result<Self, PartsError> {
+        Ok(Session(Layer::Own(Records::from_parts(parts)?)))
     }
 
     /// Whether there is something to read without asking the socket.
     pub fn has_input(&self) -> bool {
-        let wire = self.stream.get_ref();
-        self.failed || (!wire.ended && wire.has_record()) || self.stream.ssl().pending() > 0
+        match &self.0 {
+            Layer::OpenSsl(session) => session.has_input(),
+            Layer::Own(records) => records.has_input(),
+        }
     }
 
     /// Whether something is written that the socket has not taken.
     pub fn owes(&self) -> bool {
-        self.stream.get_ref().owed() > 0
+        match &self.0 {
+            Layer::OpenSsl(session) => session.owes(),
+            Layer::Own(records) => records.owes(),
+        }
     }
 
     /// Whether nothing is read until what is owed has been sent.
     pub fn is_congested(&self) -> bool {
-        self.answers > MAX_ANSWERS
+        match &self.0 {
+            Layer::OpenSsl(session) => session.is_congested(),
+            Layer::Own(records) => records.is_congested(),
+        }
     }
 
     /// True once after a write had to wait for input and something has been read since.
     pub fn take_retry(&mut self) -> bool {
-        std::mem::take(&mut self.fed)
+        match &mut self.0 {
+            Layer::OpenSsl(session) => session.take_retry(),
+            // Nothing that is written waits for input.
+            Layer::Own(_) => false,
+        }
     }
 
     /// Goes on with the handshake. `Ok(false)` needs the socket: its input, or room in it if
@@ -122,30 +155,10 @@ impl Session {
         shelf: &Shelf,
         transport: &mut impl Transport,
     ) -> Result<bool, HandshakeError> {
-        self.with_staging(shelf, |session| {
-            loop {
-                let shaken = session.stream.do_handshake();
-                // A broken connection shows when more is to be received.
-                let _ = session.flush(transport);
-                match shaken {
-                    Ok(()) => return Ok(true),
-                    Err(error) if waits(&error) => {}
-                    Err(error) => {
-                        return Err(match error.ssl_error() {
-                            Some(stack) => HandshakeError::OpenSsl(stack.clone()),
-                            None => HandshakeError::Left,
-                        });
-                    }
-                }
-                while !session.stream.get_ref().has_record() {
-                    match session.receive(transport) {
-                        Ok(true) => {}
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-                        Ok(false) | Err(_) => return Err(HandshakeError::Left),
-                    }
-                }
-            }
-        })
+        match &mut self.0 {
+            Layer::OpenSsl(session) => session.handshake(shelf, transport),
+            Layer::Own(_) => Ok(true),
+        }
     }
 
     /// Reads what the peer says; 0 is the end, by a close_notify or by the end of the stream
@@ -159,50 +172,11 @@ impl Session {
         transport: &mut impl Transport,
         buffer: &mut [u8],
     ) -> io::Result<usize> {
-        if self.is_congested() {
-            self.flush(transport)?;
-        }
-        self.with_staging(shelf, |session| {
-            let read = session.read_staged(transport, buffer);
-            session.answers += session.written();
-            // A broken connection shows when more is to be received.
-            let _ = session.flush(transport);
-            read
-        })
-    }
-
-    fn read_staged(
-        &mut self,
-        transport: &mut impl Transport,
-        buffer: &mut [u8],
-    ) -> io::Result<usize> {
-        let mut filled = 0;
-        loop {
-            while filled < buffer.len() && self.has_input() {
-                if self.failed {
-                    return count_or(filled, || Err(ErrorKind::InvalidData.into()));
-                }
-                self.fed |= std::mem::take(&mut self.starved);
-                let before = self.stream.get_ref().received();
-                match self.stream.ssl_read(&mut buffer[filled..]) {
-                    Ok(count) => filled += count,
-                    Err(error) if error.code() == ErrorCode::ZERO_RETURN => {
-                        self.stream.get_mut().ended = true;
-                        return Ok(filled);
-                    }
-                    // A record that is not the application's.
-                    Err(error) if waits(&error) && self.stream.get_ref().received() != before => {}
-                    Err(error) => {
-                        self.failed = true;
-                        let error = error.into_io_error().unwrap_or_else(io::Error::other);
-                        return count_or(filled, || Err(broken(error)));
-                    }
-                }
+        match &mut self.0 {
+            Layer::OpenSsl(session) => session.read(shelf, transport, buffer),
+            Layer::Own(records) => {
+                with_staging(shelf, |staging| records.read(staging, transport, buffer))
             }
-            if filled > 0 || self.stream.get_ref().ended {
-                return Ok(filled);
-            }
-            self.receive(transport)?;
         }
     }
 
@@ -217,30 +191,12 @@ impl Session {
         transport: &mut impl Transport,
         bytes: &[u8],
     ) -> io::Result<usize> {
-        self.flush(transport)?;
-        self.with_staging(shelf, |session| {
-            let mut taken = 0;
-            let mut result = Ok(());
-            while taken < bytes.len() && !session.stream.get_ref().is_full() {
-                match session.stream.ssl_write(&bytes[taken..]) {
-                    Ok(count) => taken += count,
-                    Err(error) if waits(&error) => {
-                        session.starved = true;
-                        result = Err(ErrorKind::WouldBlock.into());
-                        break;
-                    }
-                    Err(error) => {
-                        let error = error.into_io_error().unwrap_or_else(io::Error::other);
-                        result = Err(broken(error));
-                        break;
-                    }
-                }
+        match &mut self.0 {
+            Layer::OpenSsl(session) => session.write(shelf, transport, bytes),
+            Layer::Own(records) => {
+                with_staging(shelf, |staging| records.write(staging, transport, bytes))
             }
-            match session.flush(transport) {
-                Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
-                _ => count_or(taken, || result.map(|()| 0)),
-            }
-        })
+        }
     }
 
     /// Sends what is owed.
@@ -248,12 +204,10 @@ impl Session {
     /// # Errors
     /// `WouldBlock` while something is left, or those of the transport.
     pub fn flush(&mut self, transport: &mut impl Transport) -> io::Result<()> {
-        let wire = self.stream.get_mut();
-        if wire.owed() > 0 {
-            wire.send(|bytes| transport.send(bytes))?;
-            self.answers = 0;
+        match &mut self.0 {
+            Layer::OpenSsl(session) => session.flush(transport),
+            Layer::Own(records) => records.flush(transport),
         }
-        Ok(())
     }
 
     /// Says close_notify and sends all that is owed. The other direction goes on.
@@ -261,55 +215,23 @@ impl Session {
     /// # Errors
     /// `WouldBlock` while something is left, or those of the transport.
     pub fn end(&mut self, shelf: &Shelf, transport: &mut impl Transport) -> io::Result<()> {
-        if !std::mem::replace(&mut self.ended, true) {
-            self.with_staging(shelf, |session| {
-                // A session that has failed has said so in an alert.
-                let _ = session.stream.shutdown();
-            });
+        match &mut self.0 {
+            Layer::OpenSsl(session) => session.end(shelf, transport),
+            Layer::Own(records) => with_staging(shelf, |staging| records.end(staging, transport)),
         }
-        self.flush(transport)
-    }
-
-    fn receive(&mut self, transport: &mut impl Transport) -> io::Result<bool> {
-        let wire = self.stream.get_mut();
-        wire.receive(|buffer| transport.receive(buffer))
-    }
-
-    /// What this call has written and not sent.
-    fn written(&self) -> usize {
-        let staging = self.stream.get_ref().staging.as_ref();
-        staging.map_or(0, |staging| staging.output.len())
-    }
-
-    /// Lends the session what the shelf has for as long as `work` lasts.
-    fn with_staging<T>(&mut self, shelf: &Shelf, work: impl FnOnce(&mut Self) -> T) -> T {
-        let staging = shelf
-            .take()
-            .unwrap_or_else(|| Staging::new(STAGED_AT_FIRST));
-        self.stream.get_mut().lend(staging);
-        let result = work(self);
-        shelf.set(self.stream.get_mut().give_back());
-        result
     }
 }
 
-/// Whether OpenSSL needs more input. It never waits for room: the wire takes everything.
-fn waits(error: &Error) -> bool {
-    matches!(error.code(), ErrorCode::WANT_READ | ErrorCode::WANT_WRITE)
+/// What the shelf has, or new memory.
+pub(super) fn from_shelf(shelf: &Shelf) -> Box<Staging> {
+    let staging = shelf.take();
+    staging.unwrap_or_else(|| Staging::new(STAGED_AT_FIRST))
 }
 
-/// `WouldBlock` as a reason why no record can be read would be waited for.
-fn broken(error: io::Error) -> io::Error {
-    match error.kind() {
-        ErrorKind::WouldBlock => ErrorKind::InvalidData.into(),
-        _ => error,
-    }
-}
-
-/// What was done already goes before the error, which shows again.
-fn count_or(done: usize, otherwise: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
-    match done {
-        0 => otherwise(),
-        count => Ok(count),
-    }
+/// Lends what the shelf has for as long as `work` lasts.
+fn with_staging<T>(shelf: &Shelf, work: impl FnOnce(&mut Staging) -> T) -> T {
+    let mut staging = from_shelf(shelf);
+    let result = work(&mut staging);
+    shelf.set(Some(staging));
+    result
 }

@@ -2,6 +2,7 @@
 //! session works, so that an idle session holds none.
 
 use std::cell::Cell;
+use std::io::{self, ErrorKind};
 
 /// Bytes of a record's header [RFC 8446 §5.1].
 pub const RECORD_HEADER: usize = 5;
@@ -81,6 +82,22 @@ impl Staging {
         (self.start, self.end) = (0, 0);
         self.output.clear();
     }
+}
+
+/// Sends all of `bytes`, or as many as `send` takes: so many, and why no more.
+pub fn send_all(
+    bytes: &[u8],
+    mut send: impl FnMut(&[u8]) -> io::Result<usize>,
+) -> (usize, io::Result<()>) {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match send(&bytes[sent..]) {
+            Ok(0) => return (sent, Err(ErrorKind::WriteZero.into())),
+            Ok(count) => sent += count,
+            Err(error) => return (sent, Err(error)),
+        }
+    }
+    (sent, Ok(()))
 }
 
 /// Calls `work` with the shelf of this thread of the runtime.

@@ -4,16 +4,21 @@ use openssl::asn1::Asn1Time;
 use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
-use openssl::pkey::PKey;
+use openssl::pkey::{PKey, Private};
 use openssl::ssl::{SslContext, SslContextBuilder, SslMethod, SslVersion};
 use openssl::x509::{X509, X509NameBuilder};
 
 use super::server::common;
 
-/// A server's context with a certificate of its own, of these protocol versions only.
-pub fn server(version: SslVersion, more: impl FnOnce(&mut SslContextBuilder)) -> SslContext {
+/// A key and a certificate that it has signed itself.
+pub fn certificate() -> (X509, PKey<Private>) {
     let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
     let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+    (certify(&key), key)
+}
+
+/// A certificate that this key has signed itself.
+pub fn certify(key: &PKey<Private>) -> X509 {
     let mut name = X509NameBuilder::new().unwrap();
     name.append_entry_by_text("CN", "localhost").unwrap();
     let name = name.build();
@@ -21,16 +26,22 @@ pub fn server(version: SslVersion, more: impl FnOnce(&mut SslContextBuilder)) ->
     certificate.set_version(2).unwrap();
     certificate.set_subject_name(&name).unwrap();
     certificate.set_issuer_name(&name).unwrap();
-    certificate.set_pubkey(&key).unwrap();
+    certificate.set_pubkey(key).unwrap();
     let from = Asn1Time::days_from_now(0).unwrap();
     let until = Asn1Time::days_from_now(1).unwrap();
     certificate.set_not_before(&from).unwrap();
     certificate.set_not_after(&until).unwrap();
-    certificate.sign(&key, MessageDigest::sha256()).unwrap();
+    certificate.sign(key, MessageDigest::sha256()).unwrap();
+    certificate.build()
+}
+
+/// A server's context with a certificate of its own, of these protocol versions only.
+pub fn server(version: SslVersion, more: impl FnOnce(&mut SslContextBuilder)) -> SslContext {
+    let (certificate, key) = certificate();
     let mut builder = SslContext::builder(SslMethod::tls_server()).unwrap();
     common(&mut builder);
     limit(&mut builder, version);
-    builder.set_certificate(&certificate.build()).unwrap();
+    builder.set_certificate(&certificate).unwrap();
     builder.set_private_key(&key).unwrap();
     more(&mut builder);
     builder.build()

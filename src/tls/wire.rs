@@ -5,7 +5,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use super::staging::{MAX_RECORD, RECORD_HEADER, Staging};
+use super::staging::{MAX_RECORD, RECORD_HEADER, Staging, send_all};
 
 /// Memory in place of a socket.
 #[derive(Debug, Default)]
@@ -61,6 +61,19 @@ impl Wire {
         Some(staging)
     }
 
+    /// What has been written since `output` had this length.
+    pub fn written_since(&self, length: usize) -> &[u8] {
+        let staging = self.staging.as_ref();
+        staging.map_or(&[], |staging| staging.output.get(length..).unwrap_or(&[]))
+    }
+
+    /// What is received and what is owed, between calls. It has neither any more.
+    pub fn take(&mut self) -> (Vec<u8>, Vec<u8>) {
+        self.owed.drain(..std::mem::take(&mut self.sent));
+        let received = std::mem::take(&mut self.received);
+        (received, std::mem::take(&mut self.owed))
+    }
+
     /// Whether OpenSSL can read a whole record.
     pub fn has_record(&self) -> bool {
         match &self.staging {
@@ -113,29 +126,16 @@ impl Wire {
     /// # Errors
     /// Those of `send`; what it did not take is still owed.
     pub fn send(&mut self, mut send: impl FnMut(&[u8]) -> io::Result<usize>) -> io::Result<()> {
-        while self.sent < self.owed.len() {
-            match send(&self.owed[self.sent..])? {
-                0 => return Err(ErrorKind::WriteZero.into()),
-                count => self.sent += count,
-            }
-        }
+        let (sent, result) = send_all(&self.owed[self.sent..], &mut send);
+        self.sent += sent;
+        result?;
         if self.sent > 0 {
             (self.owed, self.sent) = (Vec::new(), 0);
         }
         let Some(staging) = &mut self.staging else {
             return Ok(());
         };
-        let mut sent = 0;
-        let result = loop {
-            match &staging.output[sent..] {
-                [] => break Ok(()),
-                rest => match send(rest) {
-                    Ok(0) => break Err(ErrorKind::WriteZero.into()),
-                    Ok(count) => sent += count,
-                    Err(error) => break Err(error),
-                },
-            }
-        };
+        let (sent, result) = send_all(&staging.output, send);
         staging.output.drain(..sent);
         result
     }

@@ -195,6 +195,13 @@ static TLS: Object = Object::strict(
         )
         .default(Literal::Int(2_000)),
         Field::new(
+            "record_layer",
+            Kind::Choice(&["own", "openssl"]),
+            "Who encrypts and decrypts for clients once the handshake is over: own = this program, \
+             in a few hundred bytes a connection; openssl = OpenSSL's session.",
+        )
+        .default(Literal::Text("own")),
+        Field::new(
             "ticket_key_file",
             Kind::Text(Text::sized(1, 4096)),
             "Keys of session tickets that several proxies share: 80 random bytes a key, the first \

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::listen::{ProxyProtocolDefaults, listeners};
 use super::{
     ConnectMode, DEFAULT_STREAM_PLUGINS, Idle, Limits, MetricsSettings, PingoraSettings, Provider,
-    RefusalMode, RingIdentity, Settings, ShutdownSettings, TlsSettings, UpgradeSettings, Workers,
-    access_log, control, dns, upstream_bind,
+    RecordLayer, RefusalMode, RingIdentity, Settings, ShutdownSettings, TlsSettings,
+    UpgradeSettings, Workers, access_log, control, dns, upstream_bind,
 };
 use crate::config::Loaded;
 use crate::config::diagnostic::{At, Position, Problems, quote};
@@ -270,6 +270,10 @@ fn tls(root: &Node, problems: &mut Problems) -> TlsSettings {
         ciphersuites: text(root, &path("ciphersuites")),
         handshake_timeout: seconds(root, &path("handshake_timeout"), default.handshake_timeout),
         max_handshakes: count(root, &path("max_handshakes"), default.max_handshakes),
+        record_layer: match text(root, &path("record_layer")).as_deref() {
+            Some("openssl") => RecordLayer::OpenSsl,
+            _ => RecordLayer::Own,
+        },
         ticket_key_file: text(root, &path("ticket_key_file")).map(PathBuf::from),
     }
 }

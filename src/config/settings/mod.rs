@@ -210,6 +210,8 @@ pub struct TlsSettings {
     pub handshake_timeout: Duration,
     /// Handshakes in flight; beyond it, clients wait in the kernel's queue. Default 2,000.
     pub max_handshakes: usize,
+    /// Who does the records of clients' established connections. Default own.
+    pub record_layer: RecordLayer,
     /// Keys of session tickets that several proxies share, as written; relative to the folder of
     /// `config.yaml`. `None` = random keys.
     pub ticket_key_file: Option<PathBuf>,
@@ -222,9 +224,19 @@ impl Default for TlsSettings {
             ciphersuites: None,
             handshake_timeout: Duration::from_secs(10),
             max_handshakes: 2_000,
+            record_layer: RecordLayer::Own,
             ticket_key_file: None,
         }
     }
+}
+
+/// `mqtt_proxy.tls.record_layer`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordLayer {
+    /// This program, where it can.
+    Own,
+    /// OpenSSL's session.
+    OpenSsl,
 }
 
 /// `mqtt_proxy.idle`.

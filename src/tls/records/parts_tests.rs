@@ -1,0 +1,161 @@
+//! Sessions that go on elsewhere.
+
+use serde_json::{Value, json};
+
+use super::parts::{PartsError, SessionParts};
+use super::protection::{Aead, Suite, Version};
+use super::testing::{parts, suites};
+use crate::tls::session::Session;
+
+fn refusal(parts: &SessionParts) -> Option<PartsError> {
+    Session::from_parts(parts).err()
+}
+
+#[test]
+fn every_wrong_length_and_count_is_an_error() {
+    for suite in suites() {
+        assert_eq!(refusal(&parts(suite)), None);
+        let changes: [(&str, fn(&mut SessionParts), PartsError); 12] = [
+            (
+                "secret",
+                |parts| parts.read.secret = longer(&parts.read.secret),
+                PartsError::Keys,
+            ),
+            (
+                "key",
+                |parts| parts.read.key = longer(&parts.read.key),
+                PartsError::Keys,
+            ),
+            (
+                "iv",
+                |parts| parts.write.iv = longer(&parts.write.iv),
+                PartsError::Keys,
+            ),
+            (
+                "none",
+                |parts| {
+                    parts.write.iv = Default::default();
+                    parts.write.secret = Default::default();
+                },
+                PartsError::Keys,
+            ),
+            ("fragment", |parts| parts.fragment = 511, PartsError::Count),
+            (
+                "fragment",
+                |parts| parts.fragment = 16_385,
+                PartsError::Count,
+            ),
+            ("quiet", |parts| parts.quiet = 33, PartsError::Count),
+            ("answers", |parts| parts.answers = 1, PartsError::Count),
+            (
+                "contents",
+                |parts| parts.contents = [0; 16_385][..].into(),
+                PartsError::Pending,
+            ),
+            (
+                "received",
+                |parts| parts.received = vec![0; 1 << 21][..].into(),
+                PartsError::Pending,
+            ),
+            (
+                "owed",
+                |parts| parts.owed = vec![0; 1 << 21][..].into(),
+                PartsError::Pending,
+            ),
+            (
+                "message",
+                |parts| parts.message = [1, 0, 0, 0, 0][..].into(),
+                PartsError::Message,
+            ),
+        ];
+        for (what, change, error) in changes {
+            let mut parts = parts(suite);
+            change(&mut parts);
+            assert_eq!(refusal(&parts), Some(error), "{suite:?}: {what}");
+        }
+    }
+}
+
+fn longer(bytes: &[u8]) -> super::parts::Bytes {
+    [bytes, &[0]].concat()[..].into()
+}
+
+#[test]
+fn a_key_has_no_more_left_than_a_new_one() {
+    let suite = Suite {
+        version: Version::V1_3,
+        aead: Aead::Aes256Gcm,
+    };
+    let mut parts = parts(suite);
+    parts.read.blocks_left = (1 << 34) + 1;
+    assert_eq!(refusal(&parts), Some(PartsError::Count));
+}
+
+#[test]
+fn only_beginnings_of_messages_are_waited_in() {
+    for (version, message, left, fits) in [
+        (Version::V1_3, &[24, 0, 0, 1][..], 0, true),
+        (Version::V1_3, &[24, 0, 1], 0, false),
+        (Version::V1_3, &[1], 0, false),
+        (Version::V1_3, &[], 1, false),
+        (Version::V1_2, &[1, 0, 0], 0, true),
+        (Version::V1_2, &[1, 0, 0, 0], 0, false),
+        (Version::V1_2, &[2], 0, false),
+        (Version::V1_2, &[], 16_384, true),
+        (Version::V1_2, &[], 16_385, false),
+        (Version::V1_2, &[1], 1, false),
+    ] {
+        let mut parts = parts(Suite {
+            version,
+            aead: Aead::Aes128Gcm,
+        });
+        (parts.message, parts.message_left) = (message.into(), left);
+        let error = (!fits).then_some(PartsError::Message);
+        assert_eq!(refusal(&parts), error, "{version:?} {message:?} {left}");
+    }
+}
+
+#[test]
+fn wrong_values_are_no_parts() {
+    let good = serde_json::to_value(parts(suites().next().unwrap())).unwrap();
+    assert!(serde_json::from_value::<SessionParts>(good.clone()).is_ok());
+    let changes: [(&[&str], Value); 8] = [
+        (&["suite", "version"], json!("1.1")),
+        (&["suite", "aead"], json!("rc4")),
+        (&["read", "key"], json!("0")),
+        (&["read", "key"], json!("zz")),
+        (&["read", "sequence"], json!(-1)),
+        (&["fragment"], json!(70_000)),
+        (&["quiet"], json!(256)),
+        (&["end"], json!("over")),
+    ];
+    for (path, value) in changes {
+        let mut wrong = good.clone();
+        let mut place = &mut wrong;
+        for name in path {
+            place = &mut place[*name];
+        }
+        *place = value.clone();
+        assert!(
+            serde_json::from_value::<SessionParts>(wrong).is_err(),
+            "{path:?} {value}"
+        );
+    }
+}
+
+#[test]
+fn nothing_secret_is_printed() {
+    for suite in suites() {
+        let parts = parts(suite);
+        let session = Session::from_parts(&parts).unwrap();
+        let text = format!("{parts:?} {session:?}");
+        for secret in ["1, 1", "2, 2", "0101", "0202"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_settled_session_is_small() {
+    assert!(size_of::<Session>() <= 350, "{}", size_of::<Session>());
+}

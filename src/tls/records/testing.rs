@@ -1,0 +1,401 @@
+//! What the tests of records need: a socket in memory, OpenSSL as the client, and a client that
+//! forges what it likes under the right keys.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+
+use openssl::ssl::{Ssl, SslContext, SslContextBuilder, SslStream, SslVersion};
+
+use super::cipher::with_contexts;
+use super::keylog;
+use super::parts::{DirectionParts, SessionParts};
+use super::protection::{Aead, Protection, Suite, Version};
+use crate::tls::session::{Session, Transport};
+use crate::tls::staging::{RECORD_HEADER, Shelf};
+use crate::tls::testing;
+
+/// Every suite that is done here, by OpenSSL's name.
+pub const SUITES: [(SslVersion, &str); 6] = [
+    (SslVersion::TLS1_3, "TLS_AES_128_GCM_SHA256"),
+    (SslVersion::TLS1_3, "TLS_AES_256_GCM_SHA384"),
+    (SslVersion::TLS1_3, "TLS_CHACHA20_POLY1305_SHA256"),
+    (SslVersion::TLS1_2, "ECDHE-ECDSA-AES128-GCM-SHA256"),
+    (SslVersion::TLS1_2, "ECDHE-ECDSA-AES256-GCM-SHA384"),
+    (SslVersion::TLS1_2, "ECDHE-ECDSA-CHACHA20-POLY1305"),
+];
+
+/// The same as this program has them.
+pub fn suites() -> impl Iterator<Item = Suite> {
+    [Version::V1_2, Version::V1_3]
+        .into_iter()
+        .flat_map(|version| {
+            [Aead::Aes128Gcm, Aead::Aes256Gcm, Aead::ChaCha20Poly1305]
+                .map(|aead| Suite { version, aead })
+        })
+}
+
+/// Bytes from hexadecimal digits, whatever is between them.
+pub fn bytes(hex: &str) -> Vec<u8> {
+    let digits: Vec<u32> = hex.chars().filter_map(|char| char.to_digit(16)).collect();
+    let pairs = digits.chunks_exact(2);
+    pairs.map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
+}
+
+/// A socket in memory.
+#[derive(Debug)]
+pub struct Socket {
+    /// What is still to be received.
+    pub incoming: VecDeque<u8>,
+    /// What has been sent.
+    pub outgoing: Vec<u8>,
+    /// Most bytes that are received at a time.
+    pub at_once: usize,
+    /// How many bytes are taken before there is no room.
+    pub room: usize,
+    /// No more will come.
+    pub ended: bool,
+}
+
+impl Default for Socket {
+    fn default() -> Self {
+        Socket {
+            incoming: VecDeque::new(),
+            outgoing: Vec::new(),
+            at_once: usize::MAX,
+            room: usize::MAX,
+            ended: false,
+        }
+    }
+}
+
+impl Transport for Socket {
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        assert!(!buffer.is_empty(), "no room to receive into");
+        let size = buffer.len().min(self.at_once);
+        match self.incoming.read(&mut buffer[..size])? {
+            0 if !self.ended => Err(ErrorKind::WouldBlock.into()),
+            count => Ok(count),
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match bytes.len().min(self.room) {
+            0 => Err(ErrorKind::WouldBlock.into()),
+            count => {
+                self.room -= count;
+                self.outgoing.extend_from_slice(&bytes[..count]);
+                Ok(count)
+            }
+        }
+    }
+}
+
+/// What OpenSSL has in place of a socket.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// To be read by it.
+    pub input: VecDeque<u8>,
+    /// Written by it.
+    pub output: Vec<u8>,
+    /// No more will come.
+    pub ended: bool,
+}
+
+impl Read for Memory {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.input.read(buffer)? {
+            0 if !self.ended => Err(ErrorKind::WouldBlock.into()),
+            count => Ok(count),
+        }
+    }
+}
+
+impl Write for Memory {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.output.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A session, and whatever its other end is.
+pub struct Server {
+    /// The session.
+    pub session: Session,
+    /// Its socket.
+    pub socket: Socket,
+    /// What its thread lends.
+    pub shelf: Shelf,
+}
+
+impl Server {
+    /// One read into so much room.
+    pub fn read(&mut self, room: usize) -> io::Result<Vec<u8>> {
+        let mut buffer = vec![0xee; room];
+        let count = self
+            .session
+            .read(&self.shelf, &mut self.socket, &mut buffer)?;
+        buffer.truncate(count);
+        Ok(buffer)
+    }
+
+    /// Reads until nothing comes; an error that is not that.
+    pub fn read_all(&mut self) -> (Vec<u8>, Option<ErrorKind>) {
+        let mut all = Vec::new();
+        loop {
+            match self.read(4000) {
+                Ok(bytes) if bytes.is_empty() => return (all, None),
+                Ok(bytes) => all.extend(bytes),
+                Err(error) => return (all, Some(error.kind())),
+            }
+        }
+    }
+
+    /// One write.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.session.write(&self.shelf, &mut self.socket, bytes)
+    }
+
+    /// Says close_notify.
+    pub fn end(&mut self) {
+        self.session.end(&self.shelf, &mut self.socket).unwrap();
+    }
+
+    /// Goes on as another process would.
+    pub fn move_on(&mut self) {
+        let text = serde_json::to_string(&self.session.to_parts().unwrap()).unwrap();
+        let parts: SessionParts = serde_json::from_str(&text).unwrap();
+        assert_eq!(Some(&parts), self.session.to_parts().as_ref());
+        self.session = Session::from_parts(&parts).unwrap();
+        assert_eq!(Some(parts), self.session.to_parts());
+    }
+}
+
+/// A client of OpenSSL before a server of ours.
+pub struct Pair {
+    /// The server.
+    pub server: Server,
+    /// The client.
+    pub client: SslStream<Memory>,
+}
+
+/// Contexts that agree on a suite.
+pub fn contexts(
+    (version, suite): (SslVersion, &str),
+    of_server: impl FnOnce(&mut SslContextBuilder),
+    of_client: impl FnOnce(&mut SslContextBuilder),
+) -> (SslContext, SslContext) {
+    let only = |builder: &mut SslContextBuilder| match version {
+        SslVersion::TLS1_3 => builder.set_ciphersuites(suite).unwrap(),
+        _ => builder.set_cipher_list(suite).unwrap(),
+    };
+    let server = testing::server(version, |builder| {
+        keylog::use_own_records(builder).unwrap();
+        only(builder);
+        of_server(builder);
+    });
+    (server, testing::client(version, of_client))
+}
+
+impl Pair {
+    /// An established connection, which is settled if it can be.
+    pub fn new(suite: (SslVersion, &str)) -> Self {
+        let (server, client) = contexts(suite, |_| {}, |_| {});
+        Self::between(Ssl::new(&server).unwrap(), Ssl::new(&client).unwrap(), b"")
+    }
+
+    /// The same of these, with bytes that the client sends together with its Finished.
+    pub fn between(server: Ssl, mut client: Ssl, early: &[u8]) -> Self {
+        let mut server = Server {
+            session: Session::accept(server, Vec::new()).unwrap(),
+            socket: Socket::default(),
+            shelf: Shelf::default(),
+        };
+        client.set_connect_state();
+        let mut client = SslStream::new(client, Memory::default()).unwrap();
+        let (mut done, mut shaken) = (false, false);
+        while !(done && shaken) {
+            if !done {
+                done = client.do_handshake().is_ok();
+                if done {
+                    client.write_all(early).unwrap();
+                }
+            }
+            server
+                .socket
+                .incoming
+                .extend(client.get_mut().output.drain(..));
+            if !shaken {
+                let Server {
+                    session,
+                    socket,
+                    shelf,
+                } = &mut server;
+                shaken = session.handshake(shelf, socket).unwrap();
+            }
+            let input = &mut client.get_mut().input;
+            input.extend(server.socket.outgoing.drain(..));
+        }
+        server.session.settle();
+        Pair { server, client }
+    }
+
+    /// Everything on the way arrives.
+    pub fn carry(&mut self) {
+        let (socket, memory) = (&mut self.server.socket, self.client.get_mut());
+        socket.incoming.extend(memory.output.drain(..));
+        memory.input.extend(socket.outgoing.drain(..));
+    }
+
+    /// What the client reads now; `None` at the end.
+    pub fn client_reads(&mut self) -> Option<Vec<u8>> {
+        let mut all = Vec::new();
+        let mut buffer = vec![0; 20_000];
+        loop {
+            match self.client.read(&mut buffer) {
+                Ok(0) => return (!all.is_empty()).then_some(all),
+                Ok(count) => all.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Some(all),
+                Err(error) => panic!("after {} bytes: {error}", all.len()),
+            }
+        }
+    }
+
+    /// The client says this, and the server reads it.
+    pub fn up(&mut self, bytes: &[u8]) {
+        self.client.write_all(bytes).unwrap();
+        self.carry();
+        let (got, error) = self.server.read_all();
+        assert_eq!(error, Some(ErrorKind::WouldBlock));
+        assert!(got == bytes, "{} of {} bytes", got.len(), bytes.len());
+    }
+
+    /// The server says this, and the client reads it.
+    pub fn down(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let count = self.server.write(rest).unwrap();
+            rest = &rest[count..];
+        }
+        self.carry();
+        let got = self.client_reads().unwrap();
+        assert!(got == bytes, "{} of {} bytes", got.len(), bytes.len());
+    }
+}
+
+/// A client that has the keys and keeps to no rules.
+pub struct Forger {
+    write: Protection,
+    read: Protection,
+}
+
+/// A session that was never shaken hands for, and who forges its client.
+pub fn forged(suite: Suite) -> (Server, Forger) {
+    forged_with(suite, |_| {})
+}
+
+/// The same, with something changed at its beginning.
+pub fn forged_with(suite: Suite, change: impl FnOnce(&mut SessionParts)) -> (Server, Forger) {
+    let mut parts = parts(suite);
+    change(&mut parts);
+    let forger = Forger::of(&parts);
+    let server = Server {
+        session: Session::from_parts(&parts).unwrap(),
+        socket: Socket::default(),
+        shelf: Shelf::default(),
+    };
+    (server, forger)
+}
+
+/// A session of which nothing has been used yet.
+pub fn parts(suite: Suite) -> SessionParts {
+    let direction = |seed: u8| {
+        let of_size = |size: usize| vec![seed; size][..].into();
+        let (secret, key, iv) = match suite.version {
+            Version::V1_3 => (suite.hash().size(), 0, 0),
+            Version::V1_2 => (0, suite.aead.key_size(), suite.iv_size()),
+        };
+        DirectionParts {
+            secret: of_size(secret),
+            key: of_size(key),
+            iv: of_size(iv),
+            sequence: 1,
+            explicit: u64::from(seed),
+            blocks_left: 1 << 30,
+        }
+    };
+    SessionParts {
+        suite,
+        read: direction(1),
+        write: direction(2),
+        fragment: 16 * 1024,
+        received: Default::default(),
+        contents: Default::default(),
+        owed: Default::default(),
+        message: Default::default(),
+        message_left: 0,
+        quiet: 0,
+        asked: false,
+        end: None,
+        ended: false,
+        answers: 0,
+    }
+}
+
+impl Forger {
+    /// The client of a session.
+    pub fn of(parts: &SessionParts) -> Self {
+        let session = super::Records::from_parts(parts).unwrap();
+        Forger {
+            write: session.read.clone(),
+            read: session.write.clone(),
+        }
+    }
+
+    /// The next record, with these contents; in TLS 1.3 `kind` is the one inside.
+    pub fn record(&mut self, kind: u8, contents: &[u8]) -> Vec<u8> {
+        let mut record = vec![0; self.write.overhead() + contents.len()];
+        with_contexts(self.write.suite().aead, |contexts, _| {
+            self.write
+                .seal(&mut contexts.seal, kind, contents, &mut record)
+                .unwrap();
+        })
+        .unwrap();
+        record
+    }
+
+    /// Takes the next keys for what it writes.
+    pub fn change_keys(&mut self) {
+        with_contexts(self.write.suite().aead, |contexts, _| {
+            self.write.update(&mut contexts.seal);
+        })
+        .unwrap();
+    }
+
+    /// What the server has sent: kinds and contents. Follows its changes of keys.
+    pub fn open(&mut self, sent: &[u8]) -> Vec<(u8, Vec<u8>)> {
+        let mut records = Vec::new();
+        let mut rest = sent;
+        while let Some((header, behind)) = rest.split_first_chunk::<RECORD_HEADER>() {
+            let size = usize::from(u16::from_be_bytes([header[3], header[4]]));
+            let (body, behind) = behind.split_at(size);
+            rest = behind;
+            let mut contents = vec![0; size];
+            let (kind, count) = with_contexts(self.read.suite().aead, |contexts, _| {
+                let open = &mut contexts.open;
+                let opened = self.read.open(open, *header, body, &mut contents).unwrap();
+                if (opened.0, self.read.suite().version) == (super::HANDSHAKE, Version::V1_3) {
+                    self.read.update(open);
+                }
+                opened
+            })
+            .unwrap();
+            contents.truncate(count);
+            records.push((kind, contents));
+        }
+        assert!(rest.is_empty(), "not a whole record: {rest:?}");
+        records
+    }
+}
