@@ -95,8 +95,9 @@ impl Session {
         }
     }
 
-    /// A settled session for another process; `None` of others. This one must not be used any
-    /// more.
+    /// A settled session for another process; `None` of others. Only one of the two may go on: both
+    /// would protect different records with the same nonces, which gives their keys away. So this
+    /// one must not be used any more unless the other has surely not begun.
     pub fn to_parts(&self) -> Option<SessionParts> {
         match &self.0 {
             Layer::OpenSsl(_) => None,

@@ -1,7 +1,8 @@
 //! OpenSSL's cipher contexts, which a thread has and every session of it works with.
 //!
 //! To set a key costs a fraction of a microsecond; to keep a context for each direction of each
-//! connection would cost more than a kilobyte.
+//! connection would cost more than a kilobyte. A context has the key of the session that worked last
+//! until the next one sets its own.
 
 use std::cell::Cell;
 

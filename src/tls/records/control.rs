@@ -1,12 +1,17 @@
 //! What a peer says to the session itself: alerts, KeyUpdate, and attempts to renegotiate
 //! [RFC 8446 §4.6.3, §6; RFC 5246 §7.2, §7.4.1].
 
+use super::cipher::Keyed;
 use super::protection::{Refused, Version};
 use super::{ALERT, APPLICATION_DATA, Desk, End, HANDSHAKE, MAX_CONTENTS, Records};
 
-/// Records and messages in a row without a byte of application data; more of them are an attack.
-/// OpenSSL has the same bound for empty records, for warnings and for KeyUpdate each.
-pub const MAX_QUIET: u8 = 32;
+/// What may come in a row without a byte of application data: empty records, warnings and attempts to
+/// renegotiate count [`HEAVY`] each, so that there may be 32 of them, as with OpenSSL and rustls.
+pub const MAX_QUIET: u16 = 1024;
+const HEAVY: u16 = 32;
+/// Changes of keys count less: Java's client asks for one with each record that it reads from when it
+/// has read enough under a key until it has the next, and bulk on its way is hundreds of records.
+const LIGHT: u16 = 1;
 
 /// The body of a KeyUpdate that does not ask for another.
 pub const UPDATE_NOT_REQUESTED: u8 = 0;
@@ -97,25 +102,28 @@ impl Records {
         kind: u8,
         contents: &[u8],
     ) -> Result<(), Fatal> {
-        self.count_quiet()?;
+        self.count_quiet(match (kind, self.version()) {
+            (HANDSHAKE, Version::V1_3) => LIGHT,
+            _ => HEAVY,
+        })?;
         match (kind, self.version()) {
             // An empty one.
             (APPLICATION_DATA, _) => Ok(()),
             // Neither of them may be empty.
             (ALERT | HANDSHAKE, _) if contents.is_empty() => Err(Fatal(alert::UNEXPECTED_MESSAGE)),
             (ALERT, _) => self.alert(contents),
-            (HANDSHAKE, Version::V1_3) => self.key_update(desk, contents),
+            (HANDSHAKE, Version::V1_3) => self.key_update(&mut desk.contexts.open, contents),
             (HANDSHAKE, Version::V1_2) => self.renegotiation(desk, contents),
             _ => Err(Fatal(alert::UNEXPECTED_MESSAGE)),
         }
     }
 
-    fn count_quiet(&mut self) -> Result<(), Fatal> {
-        if self.quiet >= MAX_QUIET {
-            return Err(Fatal(alert::UNEXPECTED_MESSAGE));
+    fn count_quiet(&mut self, weight: u16) -> Result<(), Fatal> {
+        self.quiet = self.quiet.saturating_add(weight).min(MAX_QUIET + 1);
+        match self.quiet > MAX_QUIET {
+            true => Err(Fatal(alert::UNEXPECTED_MESSAGE)),
+            false => Ok(()),
         }
-        self.quiet += 1;
-        Ok(())
     }
 
     fn alert(&mut self, contents: &[u8]) -> Result<(), Fatal> {
@@ -140,7 +148,7 @@ impl Records {
         Ok(())
     }
 
-    fn key_update(&mut self, desk: &mut Desk<'_>, mut contents: &[u8]) -> Result<(), Fatal> {
+    fn key_update(&mut self, keyed: &mut Keyed, mut contents: &[u8]) -> Result<(), Fatal> {
         let whole = self.message.take(&mut contents);
         let begun = &self.message.bytes[..usize::from(self.message.filled)];
         match begun {
@@ -158,11 +166,9 @@ impl Records {
             return Err(Fatal(alert::ILLEGAL_PARAMETER));
         }
         self.message = Message::default();
-        self.read.update(&mut desk.contexts.open);
+        self.read.update(keyed);
         self.asked = false;
-        if request == UPDATE_REQUESTED && !self.ended {
-            self.change_keys(desk, UPDATE_NOT_REQUESTED)?;
-        }
+        self.must_change |= request == UPDATE_REQUESTED;
         Ok(())
     }
 
@@ -189,13 +195,21 @@ impl Records {
             contents = &contents[passed..];
             self.message.left -= passed as u16;
             if self.message.left == 0 {
-                self.count_quiet()?;
+                self.count_quiet(HEAVY)?;
                 if !self.ended {
                     self.put(desk, ALERT, &[alert::WARNING, alert::NO_RENEGOTIATION])?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Answers what the client has asked for: one change of keys for all that came at once.
+    pub(super) fn answer(&mut self, desk: &mut Desk<'_>) -> Result<(), Refused> {
+        match std::mem::take(&mut self.must_change) && !self.ended {
+            true => self.change_keys(desk, UPDATE_NOT_REQUESTED),
+            false => Ok(()),
+        }
     }
 
     /// Has the client change its keys, once, when they have protected enough.

@@ -63,8 +63,10 @@ pub struct Records {
     fragment: u16,
     /// What has come of a message of the handshake.
     message: control::Message,
-    /// Records and messages in a row without application data.
-    quiet: u8,
+    /// What has come in a row without application data, see [`control::MAX_QUIET`].
+    quiet: u16,
+    /// The peer has asked for other keys, during this call.
+    must_change: bool,
     /// The peer has been asked for other keys and has not changed them yet.
     asked: bool,
     /// What ended the reading.
@@ -135,6 +137,7 @@ impl Records {
             fragment: established.fragment,
             message: control::Message::default(),
             quiet: 0,
+            must_change: false,
             asked: false,
             end: None,
             ended: false,

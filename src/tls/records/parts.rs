@@ -39,8 +39,8 @@ pub struct SessionParts {
     pub message: Bytes,
     /// Bytes of such a message that have yet to come and count for nothing.
     pub message_left: u16,
-    /// Records in a row without application data.
-    pub quiet: u8,
+    /// What has come in a row without application data, at most 1024.
+    pub quiet: u16,
     /// Whether the peer has been asked for other keys.
     pub asked: bool,
     /// How reading has ended, if it has.
@@ -207,7 +207,8 @@ impl Records {
             asked: self.asked,
             end: self.end,
             ended: self.ended,
-            answers: self.answers,
+            // As many as the socket has not taken.
+            answers: self.answers.min((pending.owed.len() - pending.sent) as u32),
         }
     }
 
@@ -244,6 +245,7 @@ impl Records {
             fragment: parts.fragment,
             message: Message::from_parts(parts).ok_or(PartsError::Message)?,
             quiet: parts.quiet,
+            must_change: false,
             asked: parts.asked,
             end: parts.end,
             ended: parts.ended,

@@ -52,6 +52,9 @@ impl Records {
         }
         self.at_desk(staging, |records, desk| {
             let read = records.read_staged(desk, transport, buffer);
+            if records.answer(desk).is_err() {
+                records.fail(desk, alert::INTERNAL_ERROR);
+            }
             records.answers += desk.staging.output.len() as u32;
             // A broken connection shows when more is to be received.
             let _ = records.send_staged(desk, transport);
