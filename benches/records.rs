@@ -155,24 +155,24 @@ impl Pair {
         let (mut done, mut shaken) = (false, false);
         while !(done && shaken) {
             done = done || pair.client.do_handshake().is_ok();
-            pair.to_session();
+            pair.carry_up();
             shaken = shaken
                 || pair
                     .session
                     .handshake(&pair.shelf, &mut pair.socket)
                     .expect("a handshake");
-            pair.to_client();
+            pair.carry_down();
         }
         // Tickets.
         let _ = pair.client.read(&mut [0]);
         pair
     }
 
-    fn to_session(&mut self) {
+    fn carry_up(&mut self) {
         self.socket.input.put(&mut self.client.get_mut().output);
     }
 
-    fn to_client(&mut self) {
+    fn carry_down(&mut self) {
         let memory = self.client.get_mut();
         memory.input.put(&mut self.socket.output);
     }
@@ -191,7 +191,7 @@ impl Pair {
             let record = self.client.get_ref().output.len() / batch as usize;
             // Small messages come one by one.
             self.socket.at_once = (size < 1024).then_some(record);
-            self.to_session();
+            self.carry_up();
             let started = Instant::now();
             let mut read = 0;
             while read < size * batch as usize {

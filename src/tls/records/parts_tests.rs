@@ -7,6 +7,9 @@ use super::protection::{Aead, Suite, Version};
 use super::testing::{parts, suites};
 use crate::tls::session::Session;
 
+/// What is wrong, how it comes to be, and what is said of it.
+type Change = (&'static str, fn(&mut SessionParts), PartsError);
+
 fn refusal(parts: &SessionParts) -> Option<PartsError> {
     Session::from_parts(parts).err()
 }
@@ -15,7 +18,7 @@ fn refusal(parts: &SessionParts) -> Option<PartsError> {
 fn every_wrong_length_and_count_is_an_error() {
     for suite in suites() {
         assert_eq!(refusal(&parts(suite)), None);
-        let changes: [(&str, fn(&mut SessionParts), PartsError); 12] = [
+        let changes: [Change; 12] = [
             (
                 "secret",
                 |parts| parts.read.secret = longer(&parts.read.secret),
