@@ -7,7 +7,8 @@ use std::io::{self, ErrorKind};
 use libfuzzer_sys::fuzz_target;
 use mqtt_proxy::tls::records::cipher::with_contexts;
 use mqtt_proxy::tls::records::parts::{DirectionParts, SessionParts};
-use mqtt_proxy::tls::records::protection::{Aead, Protection, Suite, Version};
+use mqtt_proxy::tls::records::protection::Protection;
+use mqtt_proxy::tls::records::suite::{Aead, Suite, Version};
 use mqtt_proxy::tls::session::{Session, Transport};
 use mqtt_proxy::tls::staging::Shelf;
 

@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream as StdStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use openssl::ssl::{ErrorCode, Ssl, SslStream, SslVersion};
+use openssl::ssl::{ErrorCode, Ssl, SslContextBuilder, SslStream, SslVersion};
 use proptest::prelude::*;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
@@ -16,6 +16,7 @@ use super::IdleTimeout;
 use super::engine::{Engine, Which};
 use super::testing::{self, Counts, DEADLINE, connected};
 use crate::tls::link::{Link, TlsStream};
+use crate::tls::records::keylog;
 use crate::tls::testing as tls;
 
 /// What the other end of one side of the pair is.
@@ -202,7 +203,8 @@ fn side(runtime: &Runtime, kind: Kind, serves: bool, buffer: Option<usize>) -> (
         near.set_nonblocking(true).unwrap();
         return (Peer::Plain(near), Link::Plain(far));
     };
-    let server = Ssl::new(&tls::server(version, |_| {})).unwrap();
+    let own = |builder: &mut SslContextBuilder| keylog::use_own_records(builder).unwrap();
+    let server = Ssl::new(&tls::server(version, own)).unwrap();
     let client = Ssl::new(&tls::client(version, |_| {})).unwrap();
     let (mut link, ssl) = match serves {
         true => (
@@ -221,6 +223,8 @@ fn side(runtime: &Runtime, kind: Kind, serves: bool, buffer: Option<usize>) -> (
         peer
     });
     runtime.block_on(link.handshake()).unwrap();
+    link.settle();
+    assert_eq!(link.ssl().is_none(), serves);
     (Peer::Tls(shaking.join().unwrap()), Link::Tls(link))
 }
 

@@ -10,7 +10,7 @@ use openssl::cipher::Cipher;
 use openssl::cipher_ctx::CipherCtx;
 use openssl::error::ErrorStack;
 
-use super::protection::Aead;
+use super::suite::Aead;
 
 /// A context, and whether it has the key of the session that works.
 pub struct Keyed {

@@ -2,7 +2,8 @@
 //! [RFC 8446 §4.6.3, §6; RFC 5246 §7.2, §7.4.1].
 
 use super::cipher::Keyed;
-use super::protection::{Refused, Version};
+use super::protection::Refused;
+use super::suite::Version;
 use super::{ALERT, APPLICATION_DATA, Desk, End, HANDSHAKE, MAX_CONTENTS, Records};
 
 /// What may come in a row without a byte of application data: empty records, warnings and attempts to

@@ -18,11 +18,16 @@ pub mod protection;
 mod reading;
 pub mod schedule;
 pub mod settle;
+pub mod suite;
 #[cfg(test)]
 pub mod testing;
 
 #[cfg(test)]
+mod changed_tests;
+#[cfg(test)]
 mod forged_tests;
+#[cfg(test)]
+mod key_tests;
 #[cfg(test)]
 mod openssl_tests;
 #[cfg(test)]
@@ -35,8 +40,9 @@ use openssl::error::ErrorStack;
 use super::session::{MAX_ANSWERS, Transport};
 use super::staging::{Staging, send_all};
 use cipher::{Contexts, with_contexts};
-use protection::{Aead, Protection, Refused, Version};
+use protection::{Protection, Refused};
 use settle::Established;
+use suite::{Aead, Version};
 
 /// Kinds of records [RFC 8446 §5.1].
 pub const CHANGE_CIPHER_SPEC: u8 = 20;

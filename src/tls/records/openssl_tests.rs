@@ -10,14 +10,8 @@ use openssl::ssl::{
 };
 use proptest::prelude::*;
 
-use super::testing::{Pair, SUITES, contexts};
+use super::testing::{Pair, SUITES, contexts, data};
 use crate::tls::{ffi, testing};
-
-fn data(size: usize) -> Vec<u8> {
-    (0..size)
-        .map(|index| (index * 7 + index / 256) as u8)
-        .collect()
-}
 
 #[test]
 fn every_suite_carries_every_size_both_ways() {
@@ -234,56 +228,6 @@ fn a_client_that_wants_short_records_gets_no_longer_ones() {
             assert_eq!(pair.client_reads().unwrap(), data(10_000));
             pair.up(&data(10_000));
         }
-    }
-}
-
-#[test]
-fn keys_change_when_the_client_wants_it() {
-    for suite in &SUITES[..3] {
-        for ask in [false, true] {
-            let mut pair = Pair::new(*suite);
-            for _ in 0..40 {
-                ffi::key_update(pair.client.ssl(), ask);
-                pair.up(b"under new keys");
-                pair.down(&data(20_000));
-            }
-            assert_eq!(pair.server.session.to_parts().unwrap().read.sequence, 1);
-        }
-    }
-}
-
-#[test]
-fn keys_change_when_they_have_protected_enough() {
-    for suite in &SUITES[..2] {
-        let mut pair = Pair::new(*suite);
-        let mut parts = pair.server.session.to_parts().unwrap();
-        (parts.write.blocks_left, parts.read.blocks_left) = (1, 1);
-        let sequence = parts.write.sequence;
-        pair.server.session = crate::tls::session::Session::from_parts(&parts).unwrap();
-        pair.down(b"the last under this key");
-        assert_eq!(
-            pair.server.session.to_parts().unwrap().write.sequence,
-            sequence + 1
-        );
-        pair.down(b"the first under the next");
-        let parts = pair.server.session.to_parts().unwrap();
-        assert_eq!(parts.write.sequence, 1);
-        assert!(!parts.asked);
-        // The client's key is used up by this; it is asked for another, which comes before the
-        // next that it says.
-        pair.up(b"used up");
-        assert!(pair.server.session.to_parts().unwrap().asked);
-        pair.carry();
-        assert_eq!(pair.client_reads().unwrap(), b"");
-        pair.up(b"under new keys");
-        let parts = pair.server.session.to_parts().unwrap();
-        assert!(!parts.asked);
-        assert_eq!(
-            (parts.read.sequence, parts.read.blocks_left),
-            (1, (1 << 34) - 1)
-        );
-        pair.down(&data(100_000));
-        pair.up(&data(100_000));
     }
 }
 

@@ -6,7 +6,8 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::control::Message;
-use super::protection::{Protection, Suite, Version};
+use super::protection::Protection;
+use super::suite::{Suite, Version};
 use super::{End, MAX_CONTENTS, MIN_CONTENTS, Pending, Records};
 use crate::tls::ffi::cleanse;
 

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::parts::{PartsError, SessionParts};
-use super::protection::{Aead, Suite, Version};
-use super::testing::{parts, suites};
+use super::suite::{Aead, Suite, Version};
+use super::testing::forger::parts;
+use super::testing::suites;
 use crate::tls::session::Session;
 
 /// What is wrong, how it comes to be, and what is said of it.

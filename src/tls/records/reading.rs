@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 
 use super::control::{Fatal, alert};
-use super::protection::Version;
+use super::suite::Version;
 use super::{
     APPLICATION_DATA, Desk, End, MAX_ANSWERS, MAX_CONTENTS, Pending, Records, Staging, Transport,
 };

@@ -7,8 +7,9 @@
 use openssl::nid::Nid;
 use openssl::ssl::{SslRef, SslVersion};
 
-use super::protection::{Aead, EXPLICIT, MASTER, Protection, Randoms, Suite, Version};
+use super::protection::{EXPLICIT, MASTER, Protection, Randoms};
 use super::schedule::Hash;
+use super::suite::{Aead, Suite, Version};
 use super::{APPLICATION_DATA, CHANGE_CIPHER_SPEC, HANDSHAKE, MAX_CONTENTS, keylog};
 use crate::tls::ffi;
 use crate::tls::staging::RECORD_HEADER;

@@ -1,17 +1,18 @@
 //! What the tests of records need: a socket in memory, OpenSSL as the client, and a client that
 //! forges what it likes under the right keys.
 
+pub mod forger;
+
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 
 use openssl::ssl::{Ssl, SslContext, SslContextBuilder, SslStream, SslVersion};
 
-use super::cipher::with_contexts;
 use super::keylog;
-use super::parts::{DirectionParts, SessionParts};
-use super::protection::{Aead, Protection, Suite, Version};
+use super::parts::SessionParts;
+use super::suite::{Aead, Suite, Version};
 use crate::tls::session::{Session, Transport};
-use crate::tls::staging::{RECORD_HEADER, Shelf};
+use crate::tls::staging::Shelf;
 use crate::tls::testing;
 
 /// Every suite that is done here, by OpenSSL's name.
@@ -285,117 +286,9 @@ impl Pair {
     }
 }
 
-/// A client that has the keys and keeps to no rules.
-pub struct Forger {
-    write: Protection,
-    read: Protection,
-}
-
-/// A session that was never shaken hands for, and who forges its client.
-pub fn forged(suite: Suite) -> (Server, Forger) {
-    forged_with(suite, |_| {})
-}
-
-/// The same, with something changed at its beginning.
-pub fn forged_with(suite: Suite, change: impl FnOnce(&mut SessionParts)) -> (Server, Forger) {
-    let mut parts = parts(suite);
-    change(&mut parts);
-    let forger = Forger::of(&parts);
-    let server = Server {
-        session: Session::from_parts(&parts).unwrap(),
-        socket: Socket::default(),
-        shelf: Shelf::default(),
-    };
-    (server, forger)
-}
-
-/// A session of which nothing has been used yet.
-pub fn parts(suite: Suite) -> SessionParts {
-    let direction = |seed: u8| {
-        let of_size = |size: usize| vec![seed; size][..].into();
-        let (secret, key, iv) = match suite.version {
-            Version::V1_3 => (suite.hash().size(), 0, 0),
-            Version::V1_2 => (0, suite.aead.key_size(), suite.iv_size()),
-        };
-        DirectionParts {
-            secret: of_size(secret),
-            key: of_size(key),
-            iv: of_size(iv),
-            sequence: 1,
-            explicit: u64::from(seed),
-            blocks_left: 1 << 30,
-        }
-    };
-    SessionParts {
-        suite,
-        read: direction(1),
-        write: direction(2),
-        fragment: 16 * 1024,
-        received: Default::default(),
-        contents: Default::default(),
-        owed: Default::default(),
-        message: Default::default(),
-        message_left: 0,
-        quiet: 0,
-        asked: false,
-        end: None,
-        ended: false,
-        answers: 0,
-    }
-}
-
-impl Forger {
-    /// The client of a session.
-    pub fn of(parts: &SessionParts) -> Self {
-        let session = super::Records::from_parts(parts).unwrap();
-        Forger {
-            write: session.read.clone(),
-            read: session.write.clone(),
-        }
-    }
-
-    /// The next record, with these contents; in TLS 1.3 `kind` is the one inside.
-    pub fn record(&mut self, kind: u8, contents: &[u8]) -> Vec<u8> {
-        let mut record = vec![0; self.write.overhead() + contents.len()];
-        with_contexts(self.write.suite().aead, |contexts, _| {
-            self.write
-                .seal(&mut contexts.seal, kind, contents, &mut record)
-                .unwrap();
-        })
-        .unwrap();
-        record
-    }
-
-    /// Takes the next keys for what it writes.
-    pub fn change_keys(&mut self) {
-        with_contexts(self.write.suite().aead, |contexts, _| {
-            self.write.update(&mut contexts.seal);
-        })
-        .unwrap();
-    }
-
-    /// What the server has sent: kinds and contents. Follows its changes of keys.
-    pub fn open(&mut self, sent: &[u8]) -> Vec<(u8, Vec<u8>)> {
-        let mut records = Vec::new();
-        let mut rest = sent;
-        while let Some((header, behind)) = rest.split_first_chunk::<RECORD_HEADER>() {
-            let size = usize::from(u16::from_be_bytes([header[3], header[4]]));
-            let (body, behind) = behind.split_at(size);
-            rest = behind;
-            let mut contents = vec![0; size];
-            let (kind, count) = with_contexts(self.read.suite().aead, |contexts, _| {
-                let open = &mut contexts.open;
-                let opened = self.read.open(open, *header, body, &mut contents).unwrap();
-                if (opened.0, self.read.suite().version) == (super::HANDSHAKE, Version::V1_3) {
-                    self.read.update(open);
-                }
-                opened
-            })
-            .unwrap();
-            contents.truncate(count);
-            records.push((kind, contents));
-        }
-        assert!(rest.is_empty(), "not a whole record: {rest:?}");
-        records
-    }
+/// Bytes of which no two stretches are the same.
+pub fn data(size: usize) -> Vec<u8> {
+    (0..size)
+        .map(|index| (index * 7 + index / 256) as u8)
+        .collect()
 }
