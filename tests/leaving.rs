@@ -243,9 +243,9 @@ fn sigterm_tells_tls_clients_as_well() {
 }
 
 #[test]
-fn connections_over_tls_linger_in_the_old_process_and_are_sent_away_at_a_pace() {
+fn sessions_that_openssl_holds_linger_in_the_old_process_and_are_sent_away_at_a_pace() {
     let broker = Broker::mqtt();
-    let own = "mqtt_proxy: {upgrade: {linger: 3, rate: 20}}\n";
+    let own = "mqtt_proxy: {tls: {record_layer: openssl}, upgrade: {linger: 3, rate: 20}}\n";
     let (mut proxy, mut clients) = tls(&broker, 40, own);
     let old = proxy.current();
     let begin = Instant::now();

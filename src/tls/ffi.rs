@@ -118,7 +118,7 @@ pub(super) fn rfc2253(name: &X509NameRef) -> Option<String> {
 }
 
 /// Overwrites a secret; the compiler cannot leave it out.
-pub(super) fn cleanse(secret: &mut [u8]) {
+pub(crate) fn cleanse(secret: &mut [u8]) {
     // SAFETY: the pointer is valid for as many bytes, which nobody else refers to.
     unsafe { OPENSSL_cleanse(secret.as_mut_ptr().cast(), secret.len()) }
 }

@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::settings::{Settings, TlsSettings};
+pub(crate) use ffi::cleanse;
 use tickets::{KeyFileError, TicketKeys};
 
 /// What all contexts of the process share.

@@ -99,6 +99,19 @@ impl Session {
         }
     }
 
+    /// Whether it is settled.
+    pub fn is_settled(&self) -> bool {
+        matches!(self.0, Layer::Own(_))
+    }
+
+    /// How many bytes it holds between calls, if it is settled.
+    pub fn pending(&self) -> usize {
+        match &self.0 {
+            Layer::OpenSsl(_) => 0,
+            Layer::Own(records) => records.pending(),
+        }
+    }
+
     /// A settled session for another process; `None` of others. Only one of the two may go on: both
     /// would protect different records with the same nonces, which gives their keys away. So this
     /// one must not be used any more unless the other has surely not begun.

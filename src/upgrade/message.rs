@@ -48,6 +48,10 @@ pub struct Hello {
     /// Old side: how many listening sockets it has.
     #[serde(default)]
     pub listeners: usize,
+    /// New side: whether it goes on with TLS sessions. A version that does not say so would take
+    /// their connections for plain ones.
+    #[serde(default)]
+    pub takes_tls: bool,
 }
 
 impl Hello {
@@ -59,6 +63,7 @@ impl Hello {
             pid: std::process::id(),
             connections: 0,
             listeners: 0,
+            takes_tls: true,
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The new process checks its configuration, then listens on a UNIX socket; the old one connects
 //! and sends its listening sockets. When the new one accepts on them, the old one stops, takes
-//! every plain pair out of its relay threads and sends the sockets with a record of each. Nobody
-//! relays them until the new process has said that it has all of them; from then on they are its
+//! every pair out of its relay threads, but for those with a TLS session that OpenSSL holds, and
+//! sends the sockets with a record of each, TLS keys and counters included. Nobody relays them until the new process has said that it has all of them; from then on they are its
 //! own. Whatever fails before that, on either side, leaves the old process serving as before.
 //! Connections that are still on their way to a broker finish it in the old process and follow.
 

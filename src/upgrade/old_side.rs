@@ -22,7 +22,7 @@ use crate::config::settings::UpgradeSettings;
 use crate::drain::exodus::Exodus;
 use crate::session::connections::Connections;
 use crate::session::relay::Relays;
-use crate::session::relay::engine::{Carried, Which};
+use crate::session::relay::engine::{Carried, Takes, Which};
 use crate::session::service::AcceptLoops;
 use crate::systemd;
 use crate::table::CurrentTable;
@@ -81,6 +81,7 @@ pub struct OldSide {
 struct Successor {
     channel: Channel,
     late: Receiver<Carried>,
+    takes: Takes,
 }
 
 impl OldSide {
@@ -208,6 +209,10 @@ impl OldSide {
             let why = format!("it speaks version {} of the protocol", hello.protocol);
             return Err(UpgradeError::Refused(why));
         }
+        let takes = match hello.takes_tls {
+            true => Takes::Settled,
+            false => Takes::Plain,
+        };
         let Hello { pid, version, .. } = hello;
         log::info!("upgrade: process {pid} (version {version}) is ready");
         report.tell(&Event::Ready {
@@ -226,8 +231,8 @@ impl OldSide {
 
         let started = Instant::now();
         let (to, late) = mpsc::channel();
-        self.relays.redirect(Some(to));
-        let (now, later) = next_round(self.relays.release(Which::Movable));
+        self.relays.redirect(Some((to, takes)));
+        let (now, later) = next_round(self.relays.release(Which::Movable(takes)));
         self.relays.adopt(later);
         match self.commit(&channel, now) {
             Ok(connections) => {
@@ -243,7 +248,11 @@ impl OldSide {
                     left: self.connections.live(),
                 });
                 self.give_up(without);
-                Ok(Successor { channel, late })
+                Ok(Successor {
+                    channel,
+                    late,
+                    takes,
+                })
             }
             Err(error) => {
                 self.take_back(&late);
@@ -349,7 +358,11 @@ impl OldSide {
     /// Stays until the connections that were still on their way have followed or ended. Returns
     /// only when the new process has died and this one serves again.
     fn follow(&self, successor: Successor) -> Result<(), UpgradeError> {
-        let Successor { channel, late } = successor;
+        let Successor {
+            channel,
+            late,
+            takes,
+        } = successor;
         let mut following = true;
         let linger_end = Instant::now() + self.lingering.linger;
         let mut exodus = None;
@@ -367,7 +380,7 @@ impl OldSide {
             let pairs: Vec<Carried> = match late.recv_timeout(LOOK) {
                 Ok(pair) => std::iter::once(pair).chain(late.try_iter()).collect(),
                 // One that was on its way into a relay thread when the others left it.
-                Err(_) if following => self.relays.release(Which::Movable),
+                Err(_) if following => self.relays.release(Which::Movable(takes)),
                 Err(RecvTimeoutError::Timeout) => Vec::new(),
                 Err(RecvTimeoutError::Disconnected) => {
                     std::thread::park_timeout(LOOK);

@@ -13,11 +13,14 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::channel::Frame;
 use crate::mqtt::Framing;
 use crate::session::outcome::{ClientIdHash, End, Record};
-use crate::session::relay::IdleTimeout;
 use crate::session::relay::engine::Carried;
 use crate::session::relay::pair::{FlowParts, Mqtt, Pair, State};
+use crate::session::relay::{self, IdleTimeout};
 use crate::table::Route;
 use crate::telemetry::access_log::Details;
+use crate::tls::cleanse;
+use crate::tls::records::parts::SessionParts;
+use crate::tls::session::Session;
 
 /// Pairs in one frame.
 pub const BATCH: usize = super::channel::MAX_DESCRIPTORS / 2;
@@ -80,6 +83,9 @@ pub struct PairRecord {
     /// What the access log shows of it, if the old process had one.
     #[serde(default, deserialize_with = "if_understood")]
     pub access: Option<Details>,
+    /// The client's TLS session, if it has one. It holds keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_tls: Option<SessionParts>,
     /// Client to broker.
     pub up: FlowRecord,
     /// Broker to client.
@@ -121,7 +127,8 @@ pub struct FlowRecord {
     pub framing: Framing,
 }
 
-/// A payload for these pairs and the descriptors that go with it.
+/// A payload for these pairs and the descriptors that go with it. It holds the keys of TLS sessions;
+/// whoever has sent it overwrites it.
 ///
 /// # Errors
 /// Never in practice: JSON of plain data.
@@ -136,6 +143,7 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
             owed: flow.owed.len(),
             framing: flow.framing,
         };
+        let client = &carried.client.tls;
         let milliseconds = |duration: Duration| duration.as_millis() as u64;
         records.push(PairRecord {
             client: parts.record.client,
@@ -168,6 +176,7 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
             level: parts.level,
             key: parts.record.key.clone(),
             end: parts.ended.then_some(parts.record.end),
+            client_tls: client.as_ref().and_then(|session| session.to_parts()),
             up: flow(&parts.up),
             down: flow(&parts.down),
         });
@@ -175,20 +184,27 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
         owed.extend_from_slice(parts.down.owed);
         descriptors.extend([&carried.client, &carried.broker].map(|side| side.socket.as_fd()));
     }
-    let records = serde_json::to_vec(&records)?;
+    let mut records = serde_json::to_vec(&records)?;
     let mut payload = Vec::with_capacity(4 + records.len() + owed.len());
     payload.extend((records.len() as u32).to_le_bytes());
-    payload.extend(records);
+    payload.extend_from_slice(&records);
+    cleanse(&mut records);
     payload.extend(owed);
     Ok((payload, descriptors))
 }
 
 /// The pairs of a frame. `open` makes the record that counts each of them in this process.
 /// `None` when the frame is not what it says.
-pub fn decode(frame: Frame, mut open: impl FnMut(&PairRecord) -> Record) -> Option<Vec<Carried>> {
-    let (length, rest) = frame.payload.split_first_chunk::<4>()?;
-    let (records, mut owed) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-    let records: Vec<PairRecord> = serde_json::from_slice(records).ok()?;
+pub fn decode(
+    mut frame: Frame,
+    mut open: impl FnMut(&PairRecord) -> Record,
+) -> Option<Vec<Carried>> {
+    let (length, rest) = frame.payload.split_first_chunk_mut::<4>()?;
+    let length = u32::from_le_bytes(*length) as usize;
+    let (text, owed) = rest.split_at_mut_checked(length)?;
+    let records: Option<Vec<PairRecord>> = serde_json::from_slice(text).ok();
+    cleanse(text);
+    let (records, mut owed) = (records?, &*owed);
     if frame.descriptors.len() != 2 * records.len() {
         return None;
     }
@@ -213,7 +229,13 @@ pub fn decode(frame: Frame, mut open: impl FnMut(&PairRecord) -> Record) -> Opti
             to_client: record.down.framing,
         });
         let state = open(record);
-        let (client, broker) = (descriptors.next()?, descriptors.next()?);
+        let session = record.client_tls.as_ref().map(Session::from_parts);
+        let session = session.transpose().ok()?;
+        let client = relay::engine::End {
+            socket: descriptors.next()?,
+            tls: session.map(Box::new),
+        };
+        let broker = descriptors.next()?;
         let awaits = (record.counts_bytes, record.awaits_answer);
         let pair = Pair::from_parts(up, down, idle, record.end, awaits, state).speaking(mqtt);
         pairs.push(Carried {

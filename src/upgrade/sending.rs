@@ -6,6 +6,7 @@ use super::channel::Channel;
 use super::message::{hear, kind, say};
 use super::record::{BATCH, encode};
 use crate::session::relay::engine::Carried;
+use crate::tls::cleanse;
 
 /// What the pairs of one frame owe, where it is more than one pair.
 const FRAME_OWED: usize = 2 * 1024 * 1024;
@@ -13,10 +14,13 @@ const FRAME_OWED: usize = 2 * 1024 * 1024;
 /// memory for a moment.
 const ROUND_OWED: usize = 16 * 1024 * 1024;
 
-/// Bytes that have been read from one side and not been written to the other.
+/// Bytes that have been read from one side and not been written to the other; what a TLS session
+/// holds travels as two digits each.
 fn owed(carried: &Carried) -> usize {
     let parts = carried.pair.parts();
-    parts.up.owed.len() + parts.down.owed.len()
+    let session = carried.client.tls.as_ref();
+    let pending = session.map_or(0, |session| session.pending());
+    parts.up.owed.len() + parts.down.owed.len() + 2 * pending
 }
 
 /// The pairs that move now, and those that are to be relayed here until their turn comes. At
@@ -70,10 +74,10 @@ pub(super) fn send_pairs(channel: &Channel, pairs: &[Carried]) -> Result<(), Upg
 fn exchange(channel: &Channel, pairs: &[Carried]) -> Result<(), UpgradeError> {
     let step = "sending connections";
     for frame in frames(pairs, owed) {
-        let (payload, descriptors) = encode(frame).map_err(UpgradeError::at(step))?;
-        channel
-            .send(kind::PAIRS, &payload, &descriptors)
-            .map_err(UpgradeError::at(step))?;
+        let (mut payload, descriptors) = encode(frame).map_err(UpgradeError::at(step))?;
+        let sent = channel.send(kind::PAIRS, &payload, &descriptors);
+        cleanse(&mut payload);
+        sent.map_err(UpgradeError::at(step))?;
     }
     say(channel, step, kind::COMMIT, &pairs.len())?;
     hear(

@@ -235,6 +235,7 @@ pub struct TlsClient {
     identity: Option<Identity>,
     versions: (Option<SslVersion>, Option<SslVersion>),
     ciphers: Option<String>,
+    suites: Option<String>,
     trust: Option<String>,
     more: usize,
 }
@@ -257,6 +258,7 @@ impl TlsClient {
             identity: None,
             versions: (None, None),
             ciphers: None,
+            suites: None,
             trust: None,
             more: 0,
         }
@@ -286,6 +288,12 @@ impl TlsClient {
         self.version(SslVersion::TLS1_2)
     }
 
+    /// With this cipher suite of TLS 1.3 only.
+    pub fn suites(mut self, name: &str) -> Self {
+        self.suites = Some(name.to_owned());
+        self.version(SslVersion::TLS1_3)
+    }
+
     /// Verifies the server's certificate against this authority.
     pub fn trust(mut self, authority: &Authority) -> Self {
         self.trust = Some(authority.pem());
@@ -310,6 +318,9 @@ impl TlsClient {
             .expect("version");
         if let Some(ciphers) = &self.ciphers {
             builder.set_cipher_list(ciphers).expect("ciphers");
+        }
+        if let Some(name) = &self.suites {
+            builder.set_ciphersuites(name).expect("suites");
         }
         if let Some(identity) = &self.identity {
             let mut chain = X509::stack_from_pem(identity.cert.as_bytes())

@@ -89,11 +89,21 @@ pub(super) enum Order {
 /// Held by those who have not answered yet.
 pub type Question = tokio::sync::mpsc::Sender<()>;
 
+/// What another process can relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// Plain connections only: a version from before TLS sessions could move.
+    Plain,
+    /// Also those whose TLS session is settled, which is keys and counters and nothing of
+    /// OpenSSL's.
+    Settled,
+}
+
 /// Which pairs an engine lets go of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
-    /// Those that another process could relay.
-    Movable,
+    /// Those that such a process could relay.
+    Movable(Takes),
     /// All.
     All,
 }
@@ -128,10 +138,16 @@ impl Carried {
         }
     }
 
-    /// Whether another process could relay it: the keys of a TLS session do not leave this one.
-    pub fn can_move(&self) -> bool {
-        self.client.tls.is_none() && self.broker.tls.is_none()
+    /// Whether such a process could relay it.
+    pub fn can_move(&self, takes: Takes) -> bool {
+        let sides = [&self.client.tls, &self.broker.tls];
+        sides.iter().all(|tls| tls_can_move(tls.as_deref(), takes))
     }
+}
+
+/// Whether such a process could go on with this side's TLS session, if there is one.
+pub(super) fn tls_can_move(tls: Option<&Session>, takes: Takes) -> bool {
+    tls.is_none_or(|session| takes == Takes::Settled && session.is_settled())
 }
 
 /// One side of a pair: its socket, and its TLS session if it has one.

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::tls::link::Link;
-use engine::{Carried, Engine, Question, Which, here};
+use engine::{Carried, Engine, Question, Takes, Which, here};
 use listening::Door;
 use pair::Pair;
 use parked::Parked;
@@ -64,7 +64,7 @@ pub struct Relays {
     engines: OnceLock<Vec<Engine>>,
     starting: Mutex<()>,
     next: AtomicUsize,
-    elsewhere: Mutex<Option<Sender<Carried>>>,
+    elsewhere: Mutex<Option<(Sender<Carried>, Takes)>>,
 }
 
 impl Relays {
@@ -88,9 +88,9 @@ impl Relays {
         }
     }
 
-    /// Has new pairs that can move sent to `elsewhere` instead of being relayed here; `None` ends
-    /// that.
-    pub fn redirect(&self, elsewhere: Option<Sender<Carried>>) {
+    /// Has new pairs that can move to such a process sent to `elsewhere` instead of being relayed
+    /// here; `None` ends that.
+    pub fn redirect(&self, elsewhere: Option<(Sender<Carried>, Takes)>) {
         *lock(&self.elsewhere) = elsewhere;
     }
 
@@ -98,7 +98,7 @@ impl Relays {
     fn carry_on(&self, carried: Carried) {
         // Sent under the lock: once `redirect` has returned, nothing more comes the old way.
         let refused = match &*lock(&self.elsewhere) {
-            Some(elsewhere) if carried.can_move() => {
+            Some((elsewhere, takes)) if carried.can_move(*takes) => {
                 elsewhere.send(carried).err().map(|SendError(pair)| pair)
             }
             _ => Some(carried),

@@ -12,7 +12,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use slab::Slab;
 
 use super::dialling::Dialled;
-use super::engine::{Carried, End, Engine, Order, Which, lock};
+use super::engine::{Carried, End, Engine, Order, Takes, Which, lock, tls_can_move};
 use super::listening::{LISTENERS, Listening};
 use super::pair::{BOUNDARY_LIMIT, Pair, Progress};
 use super::parked::{Costly, Watched};
@@ -48,9 +48,10 @@ pub(super) struct Relayed {
 }
 
 impl Relayed {
-    /// Whether another process could relay it.
-    fn can_move(&self) -> bool {
-        self.sockets.iter().all(|socket| socket.tls.is_none())
+    /// Whether such a process could relay it.
+    fn can_move(&self, takes: Takes) -> bool {
+        let mut sides = self.sockets.iter();
+        sides.all(|socket| tls_can_move(socket.tls.as_deref(), takes))
     }
 }
 
@@ -156,7 +157,7 @@ impl State {
         self.movable = self
             .pairs
             .iter()
-            .filter(|(_, pair)| pair.can_move())
+            .filter(|(_, pair)| pair.can_move(Takes::Settled))
             .count();
         self.drop_broken_beginnings();
         self.queue.clear();
@@ -242,9 +243,9 @@ impl State {
     fn adopt(&mut self, carried: Carried) {
         let generation = self.next_generation();
         let fresh = carried.lacks != Lacks::Nothing;
-        match carried.can_move() {
-            true => self.movable += 1,
-            false => self.lend_staging(),
+        self.movable += usize::from(carried.can_move(Takes::Settled));
+        if carried.client.tls.is_some() || carried.broker.tls.is_some() {
+            self.lend_staging();
         }
         let index = self.pairs.insert(Relayed {
             sockets: [
@@ -304,20 +305,24 @@ impl State {
     /// Takes a pair out.
     pub fn remove(&mut self, index: usize) -> Relayed {
         let relayed = self.pairs.remove(index);
-        self.movable -= usize::from(relayed.can_move());
+        self.movable -= usize::from(relayed.can_move(Takes::Settled));
         relayed
     }
 
     /// Takes out these pairs, if their brokers have answered; those that are still being dialled
     /// stay.
     fn release(&mut self, which: Which) -> Vec<Carried> {
-        if which == Which::Movable && self.movable == 0 {
+        if which != Which::All && self.movable == 0 {
             return Vec::new();
         }
+        let goes = |pair: &Relayed| match which {
+            Which::All => true,
+            Which::Movable(takes) => pair.can_move(takes),
+        };
         let released = self
             .pairs
             .iter()
-            .filter(|(_, pair)| pair.dial.is_none() && (which == Which::All || pair.can_move()));
+            .filter(|(_, pair)| pair.dial.is_none() && goes(pair));
         let released: Vec<usize> = released.map(|(index, _)| index).collect();
         let let_go = |index| {
             let Relayed {
@@ -468,7 +473,7 @@ impl State {
             let passed = now.saturating_duration_since(relayed.last_activity) >= idle;
             match passed {
                 true => {
-                    gone += usize::from(relayed.can_move());
+                    gone += usize::from(relayed.can_move(Takes::Settled));
                     relayed.pair.idle_timeout_passed();
                 }
                 false => sooner(idle),

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
 use super::IdleTimeout;
-use super::engine::{Engine, Which};
+use super::engine::{Engine, Takes, Which};
 use super::testing::{self, Counts, DEADLINE, connected};
 use crate::tls::link::{Link, TlsStream};
 use crate::tls::records::keylog;
@@ -382,7 +382,7 @@ fn tls_stays_where_it_is_when_plain_pairs_move() {
     let kinds = [Kind::Tls(SslVersion::TLS1_3), Kind::Plain];
     let mut stage = stage(kinds, [b"", b""], IdleTimeout::default(), None);
     let (to, released) = std::sync::mpsc::channel();
-    stage.engine.release(Which::Movable, to);
+    stage.engine.release(Which::Movable(Takes::Settled), to);
     assert!(released.recv().unwrap().is_empty());
     stage.client.write_all(b"still here");
     assert_eq!(stage.broker.read_exact(10), b"still here");

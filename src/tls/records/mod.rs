@@ -165,6 +165,14 @@ impl Records {
         pending.is_some_and(|pending| pending.sent < pending.owed.len())
     }
 
+    /// How many bytes it holds between calls.
+    pub fn pending(&self) -> usize {
+        self.pending.as_ref().map_or(0, |pending| {
+            let contents = pending.contents.len() - pending.contents_read;
+            pending.received.len() + contents + pending.owed.len() - pending.sent
+        })
+    }
+
     /// Whether nothing is read until what is owed has been sent.
     pub fn is_congested(&self) -> bool {
         self.answers as usize > MAX_ANSWERS
