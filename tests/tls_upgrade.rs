@@ -188,7 +188,9 @@ fn what_a_slow_client_is_owed_moves_as_well() {
         .iter()
         .map(|client| {
             let socket = TcpStream::connect(local(port)).unwrap();
-            SockRef::from(&socket).set_recv_buffer_size(128 << 10).unwrap();
+            SockRef::from(&socket)
+                .set_recv_buffer_size(128 << 10)
+                .unwrap();
             socket.set_read_timeout(Some(SOON)).unwrap();
             let mut talk = client.over(socket).expect("a handshake");
             talk.send(&Connect::v311("slow").build()).unwrap();

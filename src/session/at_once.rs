@@ -48,6 +48,13 @@ pub(super) enum FirstRead {
     Left(Option<Arc<Route>>),
 }
 
+impl FirstRead {
+    /// Whether CONNECT is there.
+    pub fn is_connect(&self) -> bool {
+        matches!(self, FirstRead::Whole(whole) if whole.preread.mqtt.is_some())
+    }
+}
+
 /// All that has to be read of a connection before it is routed.
 pub(super) struct Whole {
     route: Arc<Route>,

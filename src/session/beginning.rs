@@ -142,7 +142,12 @@ impl Waiting for Beginning {
         let Stage::Open(opened) = &mut self.stage else {
             return Step::Over;
         };
-        match self.app.first_read(socket, opened, &self.record) {
+        let read = self.app.first_read(socket, opened, &self.record);
+        if !read.is_connect() {
+            // A ticket goes with CONNACK, but not if that is not the next that the client gets.
+            opened.let_go(socket);
+        }
+        match read {
             FirstRead::Nothing if opened.owes() => Step::Owe,
             FirstRead::Nothing => Step::Wait,
             read => {

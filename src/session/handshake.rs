@@ -111,6 +111,15 @@ impl Opened {
         }
     }
 
+    /// Sends what is held back for an answer that will not come soon.
+    pub fn let_go(&mut self, mut socket: BorrowedFd<'_>) {
+        if let Some(session) = &mut self.session {
+            session.let_go();
+            // A broken connection shows when more is to be read.
+            let _ = session.flush(&mut socket);
+        }
+    }
+
     /// Whether the client has to take something before it can be expected to say more.
     pub fn owes(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.owes())

@@ -119,8 +119,16 @@ impl OpenSslSession {
                         flights.finish();
                     }
                 }
-                // A broken connection shows when more is to be received.
-                let _ = session.flush(transport);
+                // Tickets are in nobody's way, see `Session::settle`.
+                if shaken.is_err()
+                    || !session
+                        .flights
+                        .as_ref()
+                        .is_some_and(Flights::end_in_tickets)
+                {
+                    // A broken connection shows when more is to be received.
+                    let _ = session.flush(transport);
+                }
                 match shaken {
                     Ok(()) => return Ok(true),
                     Err(error) if waits(&error) => {}

@@ -91,11 +91,21 @@ impl Session {
     /// ended, nothing has been read or written since, and its version and cipher are among
     /// those that [`super::records`] do. Everything else stays as it is. What is wanted of
     /// [`Session::ssl`] has to be read before.
+    ///
+    /// Tickets with which the handshake has ended are held back from then on, so that they go with
+    /// what is written first, in one packet; [`Session::let_go`] sends them by themselves.
     pub fn settle(&mut self) {
         if let Layer::OpenSsl(session) = &mut self.0
             && let Some(records) = session.give_up()
         {
             self.0 = Layer::Own(records);
+        }
+    }
+
+    /// Holds nothing back any more; a [`Session::flush`] sends it.
+    pub fn let_go(&mut self) {
+        if let Layer::Own(records) = &mut self.0 {
+            records.let_go();
         }
     }
 

@@ -38,6 +38,7 @@ impl State {
             // Not in the set yet; what it does not take now it is watched for below.
             token: None,
             shelf: &self.shelf,
+            ending: false,
         });
         match sent {
             Ok(0) => {}

@@ -109,6 +109,8 @@ pub(super) struct Registered<'a> {
     pub token: Option<EventData>,
     /// What the thread lends to TLS sessions.
     pub shelf: &'a Shelf,
+    /// The end of the stream comes right behind what is sent: both go in one packet.
+    pub ending: bool,
 }
 
 impl Registered<'_> {
@@ -124,7 +126,9 @@ impl Registered<'_> {
     }
 
     fn end_tls(&mut self) -> io::Result<()> {
+        self.ending = true;
         let tls = self.over_tls(|session, shelf, socket| session.end(shelf, socket));
+        self.ending = false;
         tls.unwrap_or(Ok(()))
     }
 }
@@ -159,7 +163,11 @@ impl Transport for Registered<'_> {
                 _ => self.socket.no_delay(),
             }
         }
-        let sent = send(&self.socket.fd, bytes, SendFlags::NOSIGNAL);
+        let more = match self.ending {
+            true => SendFlags::MORE,
+            false => SendFlags::empty(),
+        };
+        let sent = send(&self.socket.fd, bytes, SendFlags::NOSIGNAL | more);
         match (sent, self.token) {
             (Err(rustix::io::Errno::AGAIN), Some(token)) => {
                 self.socket.writable = false;

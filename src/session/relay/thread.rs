@@ -400,6 +400,7 @@ impl State {
             epoll: &self.epoll,
             token: Some(token(index, side, generation, 0)),
             shelf: &self.shelf,
+            ending: false,
         };
         let (mut progress, moved) =
             relayed

@@ -378,16 +378,16 @@ fn a_reader_that_stops_stops_its_sender_and_gets_every_byte_later() {
 }
 
 #[test]
-fn tls_stays_where_it_is_when_plain_pairs_move() {
+fn tls_moves_only_to_a_process_that_takes_it() {
     let kinds = [Kind::Tls(SslVersion::TLS1_3), Kind::Plain];
     let mut stage = stage(kinds, [b"", b""], IdleTimeout::default(), None);
     let (to, released) = std::sync::mpsc::channel();
-    stage.engine.release(Which::Movable(Takes::Settled), to);
+    stage.engine.release(Which::Movable(Takes::Plain), to);
     assert!(released.recv().unwrap().is_empty());
     stage.client.write_all(b"still here");
     assert_eq!(stage.broker.read_exact(10), b"still here");
     let (to, released) = std::sync::mpsc::channel();
-    stage.engine.release(Which::All, to);
+    stage.engine.release(Which::Movable(Takes::Settled), to);
     let pairs = released.recv().unwrap();
     assert_eq!(pairs.len(), 1);
     stage.engine.adopt(pairs);

@@ -81,6 +81,8 @@ pub struct Records {
     ended: bool,
     /// Bytes that reading has written since nothing was owed.
     answers: u32,
+    /// What is owed goes with what is written next, and not before.
+    held: bool,
 }
 
 /// Bytes between calls.
@@ -129,8 +131,9 @@ impl From<Refused> for io::Error {
 
 impl Records {
     /// A session with these protections. Of it `received` has come already, and `owed` is still to
-    /// be sent.
+    /// be sent, with what is written first.
     pub fn new(established: Established, received: Vec<u8>, owed: Vec<u8>) -> Self {
+        let held = !owed.is_empty();
         let pending = Box::new(Pending {
             received,
             owed,
@@ -148,7 +151,13 @@ impl Records {
             end: None,
             ended: false,
             answers: 0,
+            held,
         }
+    }
+
+    /// See [`super::session::Session::let_go`].
+    pub fn let_go(&mut self) {
+        self.held = false;
     }
 
     fn aead(&self) -> Aead {
@@ -161,8 +170,7 @@ impl Records {
 
     /// Whether something is written that the socket has not taken.
     pub fn owes(&self) -> bool {
-        let pending = self.pending.as_ref();
-        pending.is_some_and(|pending| pending.sent < pending.owed.len())
+        !self.held && self.pending.as_ref().is_some_and(|pending| pending.owes())
     }
 
     /// How many bytes it holds between calls.
@@ -246,7 +254,9 @@ impl Records {
     /// # Errors
     /// `WouldBlock` while something is left, or those of the transport.
     pub fn flush(&mut self, transport: &mut impl Transport) -> io::Result<()> {
-        if let Some(pending) = self.pending.as_mut().filter(|pending| pending.owes()) {
+        if self.owes()
+            && let Some(pending) = &mut self.pending
+        {
             pending.send(transport)?;
             self.answers = 0;
             self.pending = self.pending.take().and_then(Pending::kept);
@@ -298,6 +308,12 @@ impl Records {
 
     fn put(&mut self, desk: &mut Desk<'_>, kind: u8, contents: &[u8]) -> Result<(), Refused> {
         let output = &mut desk.staging.output;
+        if std::mem::take(&mut self.held)
+            && let Some(pending) = &mut self.pending
+        {
+            output.extend_from_slice(&pending.owed);
+            pending.owed = Vec::new();
+        }
         let before = output.len();
         output.resize(before + self.write.overhead() + contents.len(), 0);
         let keyed = &mut desk.contexts.seal;

@@ -251,6 +251,7 @@ impl Records {
             end: parts.end,
             ended: parts.ended,
             answers: parts.answers,
+            held: false,
         })
     }
 }

@@ -77,6 +77,11 @@ impl Flights {
         self.finished = true;
     }
 
+    /// Whether the handshake has ended with tickets of TLS 1.3, for which no client waits.
+    pub fn end_in_tickets(&self) -> bool {
+        self.finished && !self.unclear && matches!(self.last, Some((APPLICATION_DATA, _)))
+    }
+
     /// How many records of TLS 1.3 the last call has protected with the keys of the application:
     /// those of the tickets, which follow the client's Finished.
     fn tickets(&self) -> Option<u64> {
