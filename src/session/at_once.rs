@@ -63,7 +63,7 @@ pub(super) struct Whole {
 }
 
 impl ProxyApp {
-    /// Serves a plain connection as far as it goes; what comes back is for the runtime.
+    /// Serves a connection as far as it goes; what comes back is for the runtime.
     pub(super) fn serve_at_once(
         self: &Arc<Self>,
         socket: OwnedFd,
