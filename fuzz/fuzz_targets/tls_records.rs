@@ -5,9 +5,11 @@
 use std::io::{self, ErrorKind};
 
 use libfuzzer_sys::fuzz_target;
+use mqtt_proxy::tls::records::Records;
 use mqtt_proxy::tls::records::cipher::with_contexts;
-use mqtt_proxy::tls::records::parts::{DirectionParts, SessionParts};
+use mqtt_proxy::tls::records::parts::SessionParts;
 use mqtt_proxy::tls::records::protection::Protection;
+use mqtt_proxy::tls::records::settle::Established;
 use mqtt_proxy::tls::records::suite::{Aead, Suite, Version};
 use mqtt_proxy::tls::session::{Session, Transport};
 use mqtt_proxy::tls::staging::Shelf;
@@ -53,24 +55,15 @@ fn suite(byte: u8) -> Suite {
     }
 }
 
-fn direction(suite: Suite) -> (DirectionParts, Protection) {
-    let (secret, key, iv) = match suite.version {
-        Version::V1_3 => (vec![1; suite.hash().size()], vec![], vec![]),
-        Version::V1_2 => (vec![], vec![1; suite.aead.key_size()], vec![1; suite.iv_size()]),
-    };
+fn protection(suite: Suite) -> Protection {
     let protection = match suite.version {
-        Version::V1_3 => Protection::from_secret(suite, &secret, 0),
-        Version::V1_2 => Protection::from_key(suite, &key, &iv, 0, 0),
+        Version::V1_3 => Protection::from_secret(suite, &vec![1; suite.hash().size()], 0),
+        Version::V1_2 => {
+            let (key, iv) = (vec![1; suite.aead.key_size()], vec![1; suite.iv_size()]);
+            Protection::from_key(suite, &key, &iv, 0, 0)
+        }
     };
-    let parts = DirectionParts {
-        secret: secret[..].into(),
-        key: key[..].into(),
-        iv: iv[..].into(),
-        sequence: 0,
-        explicit: 0,
-        blocks_left: 1 << 30,
-    };
-    (parts, protection.expect("lengths of the suite"))
+    protection.expect("lengths of the suite")
 }
 
 /// Everything is read; gives what was, and the end.
@@ -122,24 +115,13 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     let suite = suite(*kind);
-    let (read, mut client) = direction(suite);
-    let (write, _) = direction(suite);
-    let parts = SessionParts {
-        suite,
-        read,
-        write,
+    let mut client = protection(suite);
+    let established = Established {
+        read: protection(suite),
+        write: protection(suite),
         fragment: 16 * 1024,
-        received: Default::default(),
-        contents: Default::default(),
-        owed: Default::default(),
-        message: Default::default(),
-        message_left: 0,
-        quiet: 0,
-        asked: false,
-        end: None,
-        ended: false,
-        answers: 0,
     };
+    let parts = Records::new(established, Vec::new(), Vec::new()).to_parts();
     // Records as the bytes say: kind, size, contents. After a KeyUpdate the keys change, as they
     // would with a client that means it. What is left over is sent as it is.
     let mut wire = Vec::new();

@@ -234,6 +234,8 @@ impl Records {
     /// Ends the session with an alert; nothing is read or written any more.
     pub(super) fn fail(&mut self, desk: &mut Desk<'_>, description: u8) {
         self.end = Some(End::Broken);
+        // What made it fail is no state that a session can go on from.
+        (self.message, self.quiet) = (Message::default(), 0);
         if !std::mem::replace(&mut self.ended, true) {
             // Without memory there is nobody to tell.
             let _ = self.put(desk, ALERT, &[alert::FATAL, description]);

@@ -5,10 +5,11 @@ use std::io::ErrorKind;
 use super::{Server, Socket};
 use crate::tls::records::cipher::with_contexts;
 use crate::tls::records::control::alert;
-use crate::tls::records::parts::{DirectionParts, SessionParts};
+use crate::tls::records::parts::SessionParts;
 use crate::tls::records::protection::Protection;
+use crate::tls::records::settle::Established;
 use crate::tls::records::suite::{Aead, Suite, Version};
-use crate::tls::records::{ALERT, HANDSHAKE};
+use crate::tls::records::{ALERT, HANDSHAKE, Records};
 use crate::tls::session::Session;
 use crate::tls::staging::{RECORD_HEADER, Shelf};
 
@@ -49,45 +50,33 @@ pub fn forged_with(suite: Suite, change: impl FnOnce(&mut SessionParts)) -> (Ser
     (server, forger)
 }
 
-/// A session of which nothing has been used yet.
-pub fn parts(suite: Suite) -> SessionParts {
-    let direction = |seed: u8| {
-        let of_size = |size: usize| vec![seed; size][..].into();
-        let (secret, key, iv) = match suite.version {
-            Version::V1_3 => (suite.hash().size(), 0, 0),
-            Version::V1_2 => (0, suite.aead.key_size(), suite.iv_size()),
-        };
-        DirectionParts {
-            secret: of_size(secret),
-            key: of_size(key),
-            iv: of_size(iv),
-            sequence: 1,
-            explicit: u64::from(seed),
-            blocks_left: 1 << 30,
+/// What protects one direction; one record of it has passed.
+fn protection(suite: Suite, seed: u8) -> Protection {
+    let of_size = |size: usize| vec![seed; size];
+    let protection = match suite.version {
+        Version::V1_3 => Protection::from_secret(suite, &of_size(suite.hash().size()), 1),
+        Version::V1_2 => {
+            let (key, iv) = (of_size(suite.aead.key_size()), of_size(suite.iv_size()));
+            Protection::from_key(suite, &key, &iv, 1, 1)
         }
     };
-    SessionParts {
-        suite,
-        read: direction(1),
-        write: direction(2),
+    protection.unwrap()
+}
+
+/// A session that has just been settled.
+pub fn parts(suite: Suite) -> SessionParts {
+    let established = Established {
+        read: protection(suite, 1),
+        write: protection(suite, 2),
         fragment: 16 * 1024,
-        received: Default::default(),
-        contents: Default::default(),
-        owed: Default::default(),
-        message: Default::default(),
-        message_left: 0,
-        quiet: 0,
-        asked: false,
-        end: None,
-        ended: false,
-        answers: 0,
-    }
+    };
+    Records::new(established, Vec::new(), Vec::new()).to_parts()
 }
 
 impl Forger {
     /// The client of a session.
     pub fn of(parts: &SessionParts) -> Self {
-        let session = crate::tls::records::Records::from_parts(parts).unwrap();
+        let session = Records::from_parts(parts).unwrap();
         Forger {
             write: session.read.clone(),
             read: session.write.clone(),
@@ -160,6 +149,7 @@ pub fn is_refused(
         .filter(|(kind, text)| *kind == ALERT && text[0] == alert::FATAL);
     assert_eq!(fatal.count(), 1, "{what}");
     assert!(server.session.has_input(), "the error shows again");
+    server.move_on();
     server.socket.outgoing.clear();
     server.socket.incoming.extend(wire);
     assert_eq!(server.read_all(), (vec![], Some(ErrorKind::InvalidData)));

@@ -180,6 +180,8 @@ pub struct Pair {
     pub server: Server,
     /// The client.
     pub client: SslStream<Memory>,
+    /// What the server has said during the handshake.
+    pub said: Vec<u8>,
 }
 
 /// Contexts that agree on a suite.
@@ -216,6 +218,7 @@ impl Pair {
         };
         client.set_connect_state();
         let mut client = SslStream::new(client, Memory::default()).unwrap();
+        let mut said = Vec::new();
         let (mut done, mut shaken) = (false, false);
         while !(done && shaken) {
             if !done {
@@ -236,11 +239,16 @@ impl Pair {
                 } = &mut server;
                 shaken = session.handshake(shelf, socket).unwrap();
             }
+            said.extend_from_slice(&server.socket.outgoing);
             let input = &mut client.get_mut().input;
             input.extend(server.socket.outgoing.drain(..));
         }
         server.session.settle();
-        Pair { server, client }
+        Pair {
+            server,
+            client,
+            said,
+        }
     }
 
     /// Everything on the way arrives.
@@ -284,6 +292,18 @@ impl Pair {
         let got = self.client_reads().unwrap();
         assert!(got == bytes, "{} of {} bytes", got.len(), bytes.len());
     }
+}
+
+/// Kinds and bodies of these records.
+pub fn records(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
+    let mut records = Vec::new();
+    while let Some((header, rest)) = bytes.split_first_chunk::<5>() {
+        let size = u16::from_be_bytes([header[3], header[4]]);
+        let (body, rest) = rest.split_at(usize::from(size));
+        records.push((header[0], body));
+        bytes = rest;
+    }
+    records
 }
 
 /// Bytes of which no two stretches are the same.
