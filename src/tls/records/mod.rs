@@ -131,9 +131,10 @@ impl From<Refused> for io::Error {
 
 impl Records {
     /// A session with these protections. Of it `received` has come already, and `owed` is still to
-    /// be sent, with what is written first.
+    /// be sent; tickets of TLS 1.3 with what is written first, but in TLS 1.2 it is Finished, for
+    /// which the client waits.
     pub fn new(established: Established, received: Vec<u8>, owed: Vec<u8>) -> Self {
-        let held = !owed.is_empty();
+        let held = !owed.is_empty() && established.write.suite().version == Version::V1_3;
         let pending = Box::new(Pending {
             received,
             owed,

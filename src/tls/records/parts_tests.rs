@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
+use super::Records;
 use super::parts::{PartsError, SessionParts};
 use super::suite::{Aead, Suite, Version};
-use super::testing::forger::parts;
+use super::testing::forger::{established, parts};
 use super::testing::suites;
 use crate::tls::session::Session;
 
@@ -156,6 +157,18 @@ fn nothing_secret_is_printed() {
         for secret in ["1, 1", "2, 2", "0101", "0202"] {
             assert!(!text.contains(secret), "{text}");
         }
+    }
+}
+
+#[test]
+fn tickets_wait_for_company_and_finished_does_not() {
+    for suite in suites() {
+        let mut records = Records::new(established(suite), Vec::new(), b"owed".to_vec());
+        assert_eq!(records.owes(), suite.version == Version::V1_2);
+        records.let_go();
+        assert!(records.owes());
+        let records = Records::new(established(suite), Vec::new(), Vec::new());
+        assert!(!records.owes());
     }
 }
 

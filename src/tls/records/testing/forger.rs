@@ -63,14 +63,18 @@ fn protection(suite: Suite, seed: u8) -> Protection {
     protection.unwrap()
 }
 
-/// A session that has just been settled.
-pub fn parts(suite: Suite) -> SessionParts {
-    let established = Established {
+/// Keys of a session that is to be settled.
+pub fn established(suite: Suite) -> Established {
+    Established {
         read: protection(suite, 1),
         write: protection(suite, 2),
         fragment: 16 * 1024,
-    };
-    Records::new(established, Vec::new(), Vec::new()).to_parts()
+    }
+}
+
+/// A session that has just been settled.
+pub fn parts(suite: Suite) -> SessionParts {
+    Records::new(established(suite), Vec::new(), Vec::new()).to_parts()
 }
 
 impl Forger {
