@@ -4,8 +4,10 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulong, c_void};
 use std::ptr;
+use std::sync::OnceLock;
 
 use foreign_types::{ForeignType, ForeignTypeRef};
+use openssl::cipher::Cipher;
 use openssl::error::ErrorStack;
 use openssl::ssl::{SslContextBuilder, SslContextRef, SslRef, SslSessionRef, SslVersion};
 use openssl::x509::{X509, X509Crl, X509NameRef};
@@ -222,6 +224,14 @@ unsafe extern "C" fn ticket_key(
     }
 }
 
+/// The cipher of tickets. OpenSSL looks one that is named only up anew, under locks, whenever it is
+/// used.
+fn ticket_cipher() -> Option<*const sys::EVP_CIPHER> {
+    static FETCHED: OnceLock<Option<Cipher>> = OnceLock::new();
+    let fetched = FETCHED.get_or_init(|| Cipher::fetch(None, "AES-256-CBC", None).ok());
+    fetched.as_ref().map(|cipher| cipher.as_ptr().cast_const())
+}
+
 /// Gives OpenSSL cipher and MAC of one ticket: AES-256-CBC and HMAC-SHA256, as nginx.
 ///
 /// # Safety
@@ -266,8 +276,11 @@ unsafe fn prepare(
         ),
         end,
     ];
-    // SAFETY: both contexts are live by contract; key and IV have the lengths of AES-256-CBC; the
-    // parameters end with the empty one and live until the call is over, which copies and never
+    let Some(aes) = ticket_cipher() else {
+        return false;
+    };
+    // SAFETY: both contexts are live by contract, and the cipher is for ever; key and IV have the
+    // lengths of AES-256-CBC; the parameters end with the empty one and live until the call is over, which copies and never
     // writes them.
     unsafe {
         if sys::EVP_MAC_CTX_set_params(mac, params.as_ptr().cast()) != 1 {
@@ -278,6 +291,6 @@ unsafe fn prepare(
             false => sys::EVP_DecryptInit_ex,
         };
         let (key, iv) = (key.aes.as_ptr(), iv.as_ptr());
-        init(cipher, sys::EVP_aes_256_cbc(), ptr::null_mut(), key, iv) == 1
+        init(cipher, aes, ptr::null_mut(), key, iv) == 1
     }
 }
