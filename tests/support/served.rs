@@ -30,6 +30,16 @@ pub struct Served {
     pub live: Vec<Client>,
 }
 
+/// Whether the connection to this port of 127.0.0.1 from that one has been accepted: it has an inode
+/// from then on.
+fn is_accepted(port: u16, from: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let ends = format!("0100007F:{port:04X} 0100007F:{from:04X} ");
+    let line = table.lines().find(|line| line.contains(&ends));
+    let inode = line.and_then(|line| line.split_whitespace().nth(9));
+    inode.is_some_and(|inode| inode != "0")
+}
+
 /// One MQTT route to this broker.
 pub fn routes(broker: &Broker) -> String {
     format!(
@@ -83,11 +93,16 @@ impl Served {
         });
     }
 
-    /// A client in the middle of CONNECT, and the rest of its CONNECT.
+    /// A client in the middle of CONNECT, which the process that serves has accepted, and the rest
+    /// of its CONNECT.
     pub fn slow(&self) -> (Client, Vec<u8>) {
         let connect = Connect::v311("slow").build();
         let mut client = Client::to(self.port);
         client.send(&connect[..7]);
+        let (far, near) = (self.port, client.local_addr().port());
+        wait_until("the slow client to be accepted", SOON, || {
+            is_accepted(far, near).then_some(())
+        });
         (client, connect[7..].to_vec())
     }
 
