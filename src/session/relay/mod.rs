@@ -9,6 +9,7 @@ pub mod engine;
 pub mod first_answer;
 pub mod listening;
 pub mod orders;
+mod pace;
 pub mod pair;
 pub mod parked;
 mod socket;

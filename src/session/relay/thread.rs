@@ -14,6 +14,7 @@ use slab::Slab;
 use super::dialling::Dialled;
 use super::engine::{Carried, End, Engine, Order, Takes, Which, lock, tls_can_move};
 use super::listening::{LISTENERS, Listening};
+use super::pace::Pace;
 use super::pair::{BOUNDARY_LIMIT, Pair, Progress};
 use super::parked::{Costly, Watched};
 use super::socket::{BROKER, Lacks, PARKED, Registered, Socket, token};
@@ -87,6 +88,7 @@ pub(super) struct State {
     next_tick: Instant,
     /// When the events that are being handled came.
     pub now: Instant,
+    pace: Pace,
 }
 
 impl State {
@@ -118,6 +120,7 @@ impl State {
             tick: None,
             next_tick: now,
             now,
+            pace: Pace::from(now),
         })
     }
 
@@ -176,6 +179,9 @@ impl State {
             (false, Some(_)) => Some(self.next_tick.saturating_duration_since(Instant::now())),
             (false, None) => None,
         };
+        if timeout != Some(Duration::ZERO) && self.pace.is_hot(self.now) {
+            std::thread::yield_now();
+        }
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: timeout.subsec_nanos().into(),
