@@ -21,6 +21,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod drain;
+mod ffi;
 pub mod histogram;
 pub mod mqtt;
 pub mod plugin;

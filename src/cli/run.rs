@@ -57,6 +57,7 @@ const MAX_REQUESTS: usize = 16;
 /// The command. Returns when the process is to end.
 pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
     let began = Instant::now();
+    crate::ffi::memory::set_up();
     let filter = env_logger::Env::default().default_filter_or(LOG_FILTER);
     env_logger::Builder::from_env(filter).init();
     let running = |error: std::io::Error| Failure::Running(error.to_string());

@@ -15,12 +15,12 @@ use openssl::ssl::{
 use openssl::x509::X509VerifyResult;
 use tokio::net::TcpStream;
 
-use super::ffi;
 use super::link::TlsStream;
 use super::server::{certificate, common, reason};
 use super::session::HandshakeError;
 use crate::config::resource::credentials::CertificatePair;
 use crate::config::resource::upstream::{ServerName, UpstreamTls};
+use crate::ffi::openssl as ffi;
 
 /// The server name that APISIX sends for a client that came without TLS.
 pub const PLACEHOLDER: &str = "apisix_backend";

@@ -5,7 +5,7 @@ use openssl::nid::Nid;
 use openssl::ssl::SslRef;
 use openssl::x509::X509Ref;
 
-use super::ffi;
+use crate::ffi::openssl as ffi;
 
 /// What is known about a client's TLS connection. Values have nginx's form.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -6,14 +6,11 @@
 //! brokers. [`session`] is a session of either side without a socket, [`staging`] the memory that
 //! it borrows, and [`wire`] what OpenSSL has in place of a socket; [`records`] are those of an
 //! established session, which need no OpenSSL session; [`link`] is a connection in its beginning.
-//! `ffi` is the one module with unsafe code: what the `openssl` crate has no safe form
-//! of.
 
 pub mod accept;
 pub mod client;
 pub mod client_hello;
 pub mod expiry;
-mod ffi;
 pub mod identity;
 pub mod link;
 pub mod names;
@@ -31,7 +28,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::settings::{Settings, TlsSettings};
-pub(crate) use ffi::cleanse;
 use tickets::{KeyFileError, TicketKeys};
 
 /// What all contexts of the process share.

@@ -23,13 +23,13 @@ use openssl::stack::Stack;
 use openssl::x509::X509Name;
 use openssl::x509::verify::X509VerifyFlags;
 
-use super::ffi;
 use super::names::Names;
 use super::records::keylog;
 use super::tickets::TicketKeys;
 use crate::config::resource::credentials::CertificatePair;
 use crate::config::resource::ssl::{ClientVerification, Ssl, SslKind, TlsVersion};
 use crate::config::settings::{RecordLayer, TlsSettings};
+use crate::ffi::openssl as ffi;
 
 /// Ciphers of TLS 1.2 and before unless `mqtt_proxy.tls.ciphers` names others: Mozilla's
 /// intermediate list without finite-field Diffie-Hellman.

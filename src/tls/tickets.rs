@@ -20,7 +20,7 @@ use openssl::ex_data::Index;
 use openssl::ssl::{SslContext, SslContextBuilder, SslContextRef};
 use serde::{Deserialize, Serialize};
 
-use super::ffi;
+use crate::ffi::openssl as ffi;
 
 /// Bytes of a key's name, which stands in clear at the beginning of each ticket.
 pub const KEY_NAME_LENGTH: usize = 16;
@@ -44,9 +44,9 @@ const EXPORT_HEADER: usize = 1 + 8;
 /// One key. Debug output hides it; it does not stay in memory that was freed.
 #[derive(Clone)]
 pub struct TicketKey {
-    pub(super) name: [u8; KEY_NAME_LENGTH],
-    pub(super) aes: [u8; 32],
-    pub(super) hmac: [u8; 32],
+    pub(crate) name: [u8; KEY_NAME_LENGTH],
+    pub(crate) aes: [u8; 32],
+    pub(crate) hmac: [u8; 32],
 }
 
 impl std::fmt::Debug for TicketKey {
@@ -131,7 +131,7 @@ pub enum KeyFileError {
 }
 
 /// The keys that a name in a ticket may belong to.
-pub(super) enum Found {
+pub(crate) enum Found {
     /// The key that encrypts now.
     Current(TicketKey),
     /// One from before: the client gets a new ticket.
@@ -225,12 +225,12 @@ impl TicketKeys {
     }
 
     /// The key for a new ticket.
-    pub(super) fn to_encrypt(&self) -> TicketKey {
+    pub(crate) fn to_encrypt(&self) -> TicketKey {
         self.rotate_at(Instant::now());
         self.keys.load()[0].clone()
     }
 
-    pub(super) fn to_decrypt(&self, name: &[u8; KEY_NAME_LENGTH]) -> Found {
+    pub(crate) fn to_decrypt(&self, name: &[u8; KEY_NAME_LENGTH]) -> Found {
         let keys = self.keys.load();
         match keys.iter().position(|key| key.name == *name) {
             Some(0) => Found::Current(keys[0].clone()),
@@ -297,7 +297,7 @@ fn index() -> Result<KeysIndex, ErrorStack> {
 }
 
 /// The keys that a context was built with.
-pub(super) fn in_context(context: &SslContextRef) -> Option<&TicketKeys> {
+pub(crate) fn in_context(context: &SslContextRef) -> Option<&TicketKeys> {
     context.ex_data(index().ok()?).map(|keys| &**keys)
 }
 

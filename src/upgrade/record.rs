@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::channel::Frame;
+use crate::ffi::openssl::cleanse;
 use crate::mqtt::Framing;
 use crate::session::outcome::{ClientIdHash, End, Record};
 use crate::session::relay::engine::Carried;
@@ -18,7 +19,6 @@ use crate::session::relay::pair::{FlowParts, Mqtt, Pair, State};
 use crate::session::relay::{self, IdleTimeout};
 use crate::table::Route;
 use crate::telemetry::access_log::Details;
-use crate::tls::cleanse;
 use crate::tls::records::parts::SessionParts;
 use crate::tls::session::Session;
 

@@ -5,8 +5,8 @@ use super::UpgradeError;
 use super::channel::Channel;
 use super::message::{hear, kind, say};
 use super::record::{BATCH, encode};
+use crate::ffi::openssl::cleanse;
 use crate::session::relay::engine::Carried;
-use crate::tls::cleanse;
 
 /// What the pairs of one frame owe, where it is more than one pair.
 const FRAME_OWED: usize = 2 * 1024 * 1024;

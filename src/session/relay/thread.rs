@@ -19,6 +19,7 @@ use super::pair::{BOUNDARY_LIMIT, Pair, Progress};
 use super::parked::{Costly, Watched};
 use super::socket::{BROKER, Lacks, PARKED, Registered, Socket, token};
 use super::visit::{Sight, Visit};
+use crate::ffi;
 use crate::tls::staging::{Shelf, Staging};
 
 /// The buffer that all pairs of a thread read into. Large reads make large writes, and those let
@@ -29,6 +30,8 @@ const EVENTS: usize = 512;
 /// How often idle timeouts are looked at: a quarter of the shortest, within these bounds.
 const SHORTEST_TICK: Duration = Duration::from_millis(50);
 const LONGEST_TICK: Duration = Duration::from_secs(1);
+/// Connections that are not worth the work of giving their memory back.
+const FEW: usize = 64;
 /// What an event carries when it is the wake-up call and no socket.
 const WAKE: u64 = u64::MAX;
 
@@ -89,6 +92,8 @@ pub(super) struct State {
     /// When the events that are being handled came.
     pub now: Instant,
     pace: Pace,
+    /// Most connections since memory was given back.
+    most_held: usize,
 }
 
 impl State {
@@ -121,6 +126,7 @@ impl State {
             next_tick: now,
             now,
             pace: Pace::from(now),
+            most_held: 0,
         })
     }
 
@@ -145,6 +151,7 @@ impl State {
             self.take_costly_steps();
             let held = self.pairs.len() + self.parked.len();
             self.engine.shared.held.store(held, Ordering::Relaxed);
+            self.most_held = self.most_held.max(held);
             if self.tick.is_some() && self.now >= self.next_tick {
                 self.look_at_all();
             }
@@ -496,8 +503,16 @@ impl State {
         let left = self.look_for_late_ones();
         self.expect_idle(left);
         // After a storm the memory goes back.
-        if self.pairs.capacity() > 64 && self.pairs.len() < self.pairs.capacity() / 4 {
+        let held = self.pairs.len() + self.parked.len();
+        if self.most_held > FEW && held < self.most_held / 4 {
+            self.most_held = held;
             self.pairs.shrink_to_fit();
+            self.parked.shrink_to_fit();
+            ffi::memory::give_back();
+        }
+        if self.most_held > FEW {
+            // They will go some time; without idle timeouts nothing else makes the thread look.
+            self.expect_idle(Some(4 * LONGEST_TICK));
         }
     }
 }

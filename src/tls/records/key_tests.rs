@@ -4,7 +4,7 @@ use super::control::alert;
 use super::testing::forger::{ASKS, V1_3, forged, is_refused, is_taken};
 use super::testing::{Pair, SUITES, data};
 use super::{APPLICATION_DATA, HANDSHAKE};
-use crate::tls::ffi;
+use crate::ffi::openssl as ffi;
 
 #[test]
 fn keys_change_when_the_client_wants_it() {

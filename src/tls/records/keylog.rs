@@ -8,7 +8,7 @@ use openssl::ex_data::Index;
 use openssl::ssl::{Ssl, SslContext, SslContextBuilder, SslRef};
 
 use super::schedule::MAX_HASH;
-use crate::tls::ffi::cleanse;
+use crate::ffi::openssl::cleanse;
 
 /// Marks a context whose connections get records of our own.
 #[derive(Debug)]

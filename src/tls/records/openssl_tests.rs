@@ -12,7 +12,8 @@ use proptest::prelude::*;
 
 use super::CHANGE_CIPHER_SPEC;
 use super::testing::{Pair, SUITES, contexts, data, records};
-use crate::tls::{ffi, testing};
+use crate::ffi::openssl as ffi;
+use crate::tls::testing;
 
 #[test]
 fn every_suite_carries_every_size_both_ways() {

@@ -9,7 +9,7 @@ use super::control::Message;
 use super::protection::Protection;
 use super::suite::{Suite, Version};
 use super::{End, MAX_CONTENTS, MIN_CONTENTS, Pending, Records};
-use crate::tls::ffi::cleanse;
+use crate::ffi::openssl::cleanse;
 
 /// Most bytes that are pending in one direction: what a thread receives or sends at a time, twice.
 const MAX_PENDING: usize = 1024 * 1024;

@@ -7,7 +7,7 @@ use super::cipher::Keyed;
 use super::schedule::MAX_HASH;
 use super::suite::{IV, SALT, Suite, Version};
 use super::{ALERT, APPLICATION_DATA, HANDSHAKE};
-use crate::tls::ffi::cleanse;
+use crate::ffi::openssl::cleanse;
 use crate::tls::staging::RECORD_HEADER;
 
 /// Bytes that authenticate a record.

@@ -5,7 +5,7 @@
 
 use openssl::sha::{Sha256, Sha384};
 
-use crate::tls::ffi::cleanse;
+use crate::ffi::openssl::cleanse;
 
 /// The longest output of a hash here, in bytes.
 pub const MAX_HASH: usize = 48;

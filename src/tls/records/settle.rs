@@ -11,7 +11,7 @@ use super::protection::{EXPLICIT, MASTER, Protection, Randoms};
 use super::schedule::Hash;
 use super::suite::{Aead, Suite, Version};
 use super::{APPLICATION_DATA, CHANGE_CIPHER_SPEC, HANDSHAKE, MAX_CONTENTS, keylog};
-use crate::tls::ffi;
+use crate::ffi::openssl as ffi;
 use crate::tls::staging::RECORD_HEADER;
 
 /// What OpenSSL has written during a handshake, as far as it matters afterwards.

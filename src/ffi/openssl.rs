@@ -1,6 +1,5 @@
-//! The calls into OpenSSL that the `openssl` crate has no safe form of. The only module of this
-//! program with unsafe code; nothing here outlives its call but what OpenSSL counts references of.
-#![allow(unsafe_code)]
+//! The calls into OpenSSL that the `openssl` crate has no safe form of. Nothing here outlives its call
+//! but what OpenSSL counts references of.
 
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulong, c_void};
 use std::ptr;
@@ -13,7 +12,7 @@ use openssl::ssl::{SslContextBuilder, SslContextRef, SslRef, SslSessionRef, SslV
 use openssl::x509::{X509, X509Crl, X509NameRef};
 use openssl_sys as sys;
 
-use super::tickets::{Found, IV_LENGTH, KEY_NAME_LENGTH, TicketKey};
+use crate::tls::tickets::{Found, IV_LENGTH, KEY_NAME_LENGTH, TicketKey};
 
 type TicketCallback = unsafe extern "C" fn(
     *mut sys::SSL,
@@ -68,7 +67,7 @@ fn checked(result: c_int) -> Result<(), ErrorStack> {
 
 /// Adds an intermediate to the chain of the certificate that was set last, so that each of
 /// several certificates has a chain of its own (`SSL_CTX_add1_chain_cert`).
-pub(super) fn add_chain_certificate(
+pub(crate) fn add_chain_certificate(
     builder: &mut SslContextBuilder,
     certificate: &X509,
 ) -> Result<(), ErrorStack> {
@@ -87,7 +86,7 @@ pub(super) fn add_chain_certificate(
 }
 
 /// Adds a revocation list to the certificates by which clients are verified.
-pub(super) fn add_crl(builder: &mut SslContextBuilder, crl: &X509Crl) -> Result<(), ErrorStack> {
+pub(crate) fn add_crl(builder: &mut SslContextBuilder, crl: &X509Crl) -> Result<(), ErrorStack> {
     // SAFETY: the store belongs to the context and lives as long; the list is valid for the call,
     // and OpenSSL takes a reference of its own to it.
     checked(unsafe {
@@ -97,7 +96,7 @@ pub(super) fn add_crl(builder: &mut SslContextBuilder, crl: &X509Crl) -> Result<
 }
 
 /// A distinguished name as RFC 2253 writes it, the last component first.
-pub(super) fn rfc2253(name: &X509NameRef) -> Option<String> {
+pub(crate) fn rfc2253(name: &X509NameRef) -> Option<String> {
     /// `XN_FLAG_RFC2253` of `openssl/x509.h`.
     const XN_FLAG_RFC2253: c_ulong = 0x0111_0317;
     // SAFETY: the name is valid for the call; the BIO is freed on every way out, after its bytes
@@ -126,20 +125,20 @@ pub(crate) fn cleanse(secret: &mut [u8]) {
 }
 
 /// Whether OpenSSL holds bytes that it has been given and nobody has read, in whatever state.
-pub(super) fn has_pending(ssl: &SslRef) -> bool {
+pub(crate) fn has_pending(ssl: &SslRef) -> bool {
     // SAFETY: it is valid, and only looked at.
     unsafe { SSL_has_pending(ssl.as_ptr()) != 0 }
 }
 
 /// `max_fragment_length` of the client by its code [RFC 6066 §4]; 0 when it has sent none.
-pub(super) fn max_fragment_length(session: &SslSessionRef) -> u8 {
+pub(crate) fn max_fragment_length(session: &SslSessionRef) -> u8 {
     // SAFETY: it is valid, and only looked at.
     unsafe { SSL_SESSION_get_max_fragment_length(session.as_ptr()) }
 }
 
 /// Has a client ask for records of 2⁸⁺ᶜᵒᵈᵉ bytes at most.
 #[cfg(test)]
-pub(super) fn ask_for_fragments(builder: &mut SslContextBuilder, code: u8) {
+pub(crate) fn ask_for_fragments(builder: &mut SslContextBuilder, code: u8) {
     // SAFETY: the context is valid.
     let asked = unsafe { SSL_CTX_set_tlsext_max_fragment_length(builder.as_ptr(), code) };
     assert_eq!(asked, 1);
@@ -147,7 +146,7 @@ pub(super) fn ask_for_fragments(builder: &mut SslContextBuilder, code: u8) {
 
 /// Has the next write begin with a KeyUpdate; `ask` asks the peer for one.
 #[cfg(test)]
-pub(super) fn key_update(ssl: &SslRef, ask: bool) {
+pub(crate) fn key_update(ssl: &SslRef, ask: bool) {
     // SAFETY: it is valid and nobody else uses it during the call.
     assert_eq!(unsafe { SSL_key_update(ssl.as_ptr(), c_int::from(ask)) }, 1);
 }
@@ -156,14 +155,14 @@ pub(super) fn key_update(ssl: &SslRef, ask: bool) {
 ///
 /// The session must have been made by the context of `ssl`: the client side keeps one cache for
 /// each context.
-pub(super) fn offer_session(ssl: &mut SslRef, session: &SslSessionRef) -> Result<(), ErrorStack> {
+pub(crate) fn offer_session(ssl: &mut SslRef, session: &SslSessionRef) -> Result<(), ErrorStack> {
     // SAFETY: both are valid, no handshake has begun, and the session comes from the cache of the
     // context that `ssl` was made from, which is what `set_session` asks for.
     unsafe { ssl.set_session(session) }
 }
 
-/// Has `builder` protect session tickets with the keys under [`super::tickets::in_context`].
-pub(super) fn use_ticket_keys(builder: &mut SslContextBuilder) -> Result<(), ErrorStack> {
+/// Has `builder` protect session tickets with the keys under [`crate::tls::tickets::in_context`].
+pub(crate) fn use_ticket_keys(builder: &mut SslContextBuilder) -> Result<(), ErrorStack> {
     // SAFETY: the context is valid, and the function has the signature that OpenSSL 3 calls.
     checked(unsafe { SSL_CTX_set_tlsext_ticket_key_evp_cb(builder.as_ptr(), Some(ticket_key)) })
 }
@@ -193,7 +192,7 @@ unsafe extern "C" fn ticket_key(
             &mut *iv.cast::<[u8; IV_LENGTH]>(),
         )
     };
-    let Some(keys) = super::tickets::in_context(context) else {
+    let Some(keys) = crate::tls::tickets::in_context(context) else {
         return TICKET_ERROR;
     };
     if encrypt == 1 {
