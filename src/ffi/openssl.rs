@@ -3,16 +3,75 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulong, c_void};
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use foreign_types::{ForeignType, ForeignTypeRef};
 use openssl::cipher::Cipher;
 use openssl::error::ErrorStack;
-use openssl::ssl::{SslContextBuilder, SslContextRef, SslRef, SslSessionRef, SslVersion};
+use openssl::ex_data::Index;
+use openssl::ssl::{
+    SslContext, SslContextBuilder, SslContextRef, SslRef, SslSessionRef, SslVersion,
+};
 use openssl::x509::{X509, X509Crl, X509NameRef};
 use openssl_sys as sys;
 
-use crate::tls::tickets::{Found, IV_LENGTH, KEY_NAME_LENGTH, TicketKey};
+/// Bytes of a ticket key's name, which stands in clear at the beginning of each ticket.
+pub(crate) const KEY_NAME_LENGTH: usize = 16;
+/// Bytes of the initialisation vector behind it.
+const IV_LENGTH: usize = 16;
+
+/// One key of session tickets. Debug output hides it, and it is overwritten when dropped.
+#[derive(Clone)]
+pub struct TicketKey {
+    /// Its name.
+    pub(crate) name: [u8; KEY_NAME_LENGTH],
+    /// Of AES-256.
+    pub(crate) aes: [u8; 32],
+    /// Of HMAC-SHA256.
+    pub(crate) hmac: [u8; 32],
+}
+
+impl std::fmt::Debug for TicketKey {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("TicketKey(hidden)")
+    }
+}
+
+impl Drop for TicketKey {
+    fn drop(&mut self) {
+        cleanse(&mut self.aes);
+        cleanse(&mut self.hmac);
+    }
+}
+
+/// The keys that a name in a ticket may belong to.
+pub(crate) enum Found {
+    /// The key that encrypts now.
+    Current(TicketKey),
+    /// One from before: the client gets a new ticket.
+    Older(TicketKey),
+    /// None: the ticket is not ours, or too old.
+    Unknown,
+}
+
+/// Where a context has its ticket keys from.
+pub(crate) trait TicketSource: Send + Sync {
+    /// The key for a new ticket.
+    fn to_encrypt(&self) -> TicketKey;
+    /// The key with this name.
+    fn to_decrypt(&self, name: &[u8; KEY_NAME_LENGTH]) -> Found;
+}
+
+type SourceIndex = Index<SslContext, Arc<dyn TicketSource>>;
+
+fn source_index() -> Result<SourceIndex, ErrorStack> {
+    static INDEX: OnceLock<SourceIndex> = OnceLock::new();
+    if let Some(index) = INDEX.get() {
+        return Ok(*index);
+    }
+    let fresh = SslContext::new_ex_index()?;
+    Ok(*INDEX.get_or_init(|| fresh))
+}
 
 type TicketCallback = unsafe extern "C" fn(
     *mut sys::SSL,
@@ -161,8 +220,12 @@ pub(crate) fn offer_session(ssl: &mut SslRef, session: &SslSessionRef) -> Result
     unsafe { ssl.set_session(session) }
 }
 
-/// Has `builder` protect session tickets with the keys under [`crate::tls::tickets::in_context`].
-pub(crate) fn use_ticket_keys(builder: &mut SslContextBuilder) -> Result<(), ErrorStack> {
+/// Has `builder` protect its session tickets with keys of this source.
+pub(crate) fn use_ticket_keys(
+    builder: &mut SslContextBuilder,
+    source: Arc<dyn TicketSource>,
+) -> Result<(), ErrorStack> {
+    builder.set_ex_data(source_index()?, source);
     // SAFETY: the context is valid, and the function has the signature that OpenSSL 3 calls.
     checked(unsafe { SSL_CTX_set_tlsext_ticket_key_evp_cb(builder.as_ptr(), Some(ticket_key)) })
 }
@@ -192,7 +255,8 @@ unsafe extern "C" fn ticket_key(
             &mut *iv.cast::<[u8; IV_LENGTH]>(),
         )
     };
-    let Some(keys) = crate::tls::tickets::in_context(context) else {
+    let keys = source_index().ok().and_then(|index| context.ex_data(index));
+    let Some(keys) = keys else {
         return TICKET_ERROR;
     };
     if encrypt == 1 {

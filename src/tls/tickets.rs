@@ -11,21 +11,16 @@
 //! sessions.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use openssl::error::ErrorStack;
-use openssl::ex_data::Index;
-use openssl::ssl::{SslContext, SslContextBuilder, SslContextRef};
+use openssl::ssl::SslContextBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::ffi::openssl as ffi;
+use crate::ffi::openssl::{self as ffi, Found, KEY_NAME_LENGTH, TicketKey, TicketSource, cleanse};
 
-/// Bytes of a key's name, which stands in clear at the beginning of each ticket.
-pub const KEY_NAME_LENGTH: usize = 16;
-/// Bytes of the initialisation vector behind it.
-pub const IV_LENGTH: usize = 16;
 /// Bytes of one key in a file: name, AES-256 key, HMAC-SHA256 key.
 pub const KEY_LENGTH: usize = KEY_NAME_LENGTH + 32 + 32;
 /// Keys that a file may hold.
@@ -41,33 +36,6 @@ const EXPORT_FORM: u8 = 1;
 /// The form and the age of the first key.
 const EXPORT_HEADER: usize = 1 + 8;
 
-/// One key. Debug output hides it; it does not stay in memory that was freed.
-#[derive(Clone)]
-pub struct TicketKey {
-    pub(crate) name: [u8; KEY_NAME_LENGTH],
-    pub(crate) aes: [u8; 32],
-    pub(crate) hmac: [u8; 32],
-}
-
-impl std::fmt::Debug for TicketKey {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("TicketKey(hidden)")
-    }
-}
-
-impl Drop for TicketKey {
-    fn drop(&mut self) {
-        wipe(&mut self.aes);
-        wipe(&mut self.hmac);
-    }
-}
-
-/// Overwrites a secret that is not needed any more; the compiler must not leave it out.
-fn wipe(secret: &mut [u8]) {
-    secret.fill(0);
-    std::hint::black_box(secret);
-}
-
 /// The keys of a process as another one takes them over. Debug output hides them.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -81,7 +49,7 @@ impl std::fmt::Debug for ExportedKeys {
 
 impl Drop for ExportedKeys {
     fn drop(&mut self) {
-        wipe(&mut self.0);
+        cleanse(&mut self.0);
     }
 }
 
@@ -95,7 +63,7 @@ impl TicketKey {
         let mut bytes = [0; KEY_LENGTH];
         openssl::rand::rand_priv_bytes(&mut bytes)?;
         let key = Self::from_bytes(&bytes);
-        wipe(&mut bytes);
+        cleanse(&mut bytes);
         Ok(key)
     }
 
@@ -128,16 +96,6 @@ pub enum KeyFileError {
     /// It does not hold whole keys.
     #[error("{0} bytes are no ticket keys: each has 80 bytes, at most 16 keys")]
     Size(u64),
-}
-
-/// The keys that a name in a ticket may belong to.
-pub(crate) enum Found {
-    /// The key that encrypts now.
-    Current(TicketKey),
-    /// One from before: the client gets a new ticket.
-    Older(TicketKey),
-    /// None: the ticket is not ours, or too old.
-    Unknown,
 }
 
 /// The keys of the process.
@@ -224,21 +182,6 @@ impl TicketKeys {
         Ok(())
     }
 
-    /// The key for a new ticket.
-    pub(crate) fn to_encrypt(&self) -> TicketKey {
-        self.rotate_at(Instant::now());
-        self.keys.load()[0].clone()
-    }
-
-    pub(crate) fn to_decrypt(&self, name: &[u8; KEY_NAME_LENGTH]) -> Found {
-        let keys = self.keys.load();
-        match keys.iter().position(|key| key.name == *name) {
-            Some(0) => Found::Current(keys[0].clone()),
-            Some(position) => Found::Older(keys[position].clone()),
-            None => Found::Unknown,
-        }
-    }
-
     fn rotate_at(&self, now: Instant) {
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(begun) = *since else { return };
@@ -264,8 +207,23 @@ impl TicketKeys {
         self: &Arc<Self>,
         builder: &mut SslContextBuilder,
     ) -> Result<(), ErrorStack> {
-        builder.set_ex_data(index()?, self.clone());
-        ffi::use_ticket_keys(builder)
+        ffi::use_ticket_keys(builder, self.clone())
+    }
+}
+
+impl TicketSource for TicketKeys {
+    fn to_encrypt(&self) -> TicketKey {
+        self.rotate_at(Instant::now());
+        self.keys.load()[0].clone()
+    }
+
+    fn to_decrypt(&self, name: &[u8; KEY_NAME_LENGTH]) -> Found {
+        let keys = self.keys.load();
+        match keys.iter().position(|key| key.name == *name) {
+            Some(0) => Found::Current(keys[0].clone()),
+            Some(position) => Found::Older(keys[position].clone()),
+            None => Found::Unknown,
+        }
     }
 }
 
@@ -281,24 +239,8 @@ fn read(path: &Path) -> Result<Vec<TicketKey>, KeyFileError> {
         return Err(KeyFileError::Size(bytes.len() as u64));
     }
     let keys = keys.iter().map(TicketKey::from_bytes).collect();
-    wipe(&mut bytes);
+    cleanse(&mut bytes);
     Ok(keys)
-}
-
-type KeysIndex = Index<SslContext, Arc<TicketKeys>>;
-
-fn index() -> Result<KeysIndex, ErrorStack> {
-    static INDEX: OnceLock<KeysIndex> = OnceLock::new();
-    if let Some(index) = INDEX.get() {
-        return Ok(*index);
-    }
-    let fresh = SslContext::new_ex_index()?;
-    Ok(*INDEX.get_or_init(|| fresh))
-}
-
-/// The keys that a context was built with.
-pub(crate) fn in_context(context: &SslContextRef) -> Option<&TicketKeys> {
-    context.ex_data(index().ok()?).map(|keys| &**keys)
 }
 
 #[cfg(test)]
