@@ -111,21 +111,21 @@ impl OpenSslSession {
     ) -> Result<bool, HandshakeError> {
         self.with_staging(shelf, |session| {
             loop {
-                let before = session.written();
+                let (before, place) = (session.written(), session.stream.get_ref().place());
                 let shaken = session.stream.do_handshake();
                 if let Some(flights) = &mut session.flights {
                     flights.note(session.stream.get_ref().written_since(before));
+                    flights.note_read(session.stream.get_ref().read_since(place));
                     if shaken.is_ok() {
                         flights.finish();
                     }
                 }
                 // Tickets are in nobody's way, see `Session::settle`.
-                if shaken.is_err()
-                    || !session
-                        .flights
-                        .as_ref()
-                        .is_some_and(Flights::end_in_tickets)
-                {
+                let in_tickets = session
+                    .flights
+                    .as_ref()
+                    .is_some_and(Flights::end_in_tickets);
+                if shaken.is_err() || !in_tickets || !session.ssl().is_server() {
                     // A broken connection shows when more is to be received.
                     let _ = session.flush(transport);
                 }

@@ -10,6 +10,9 @@ pub const RECORD_HEADER: usize = 5;
 /// protection to add [RFC 5246 §6.2.3].
 pub const MAX_RECORD: usize = RECORD_HEADER + 16 * 1024 + 2048;
 
+/// Bytes that the largest staging, that of a relay thread, receives or sends at a time.
+pub const LARGEST: usize = 1024 * 1024;
+
 /// Buffers for what comes from a socket and what goes to one.
 #[derive(Debug)]
 pub struct Staging {
@@ -47,6 +50,16 @@ impl Staging {
     /// What has been received and not yet read.
     pub fn received(&self) -> &[u8] {
         &self.input[self.start..self.end]
+    }
+
+    /// How far what was received has been taken.
+    pub fn place(&self) -> usize {
+        self.start
+    }
+
+    /// What has been taken since it was this far, unless something was received meanwhile.
+    pub fn read_since(&self, place: usize) -> &[u8] {
+        self.input.get(place..self.start).unwrap_or(&[])
     }
 
     /// Takes up to `size` of the bytes that were received.

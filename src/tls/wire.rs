@@ -67,6 +67,17 @@ impl Wire {
         staging.map_or(&[], |staging| staging.output.get(length..).unwrap_or(&[]))
     }
 
+    /// How far the staging has been read.
+    pub fn place(&self) -> usize {
+        self.staging.as_ref().map_or(0, |staging| staging.place())
+    }
+
+    /// What has been read since it was this far, unless something was received meanwhile.
+    pub fn read_since(&self, place: usize) -> &[u8] {
+        let staging = self.staging.as_ref();
+        staging.map_or(&[], |staging| staging.read_since(place))
+    }
+
     /// What is received and what is owed, between calls. It has neither any more.
     pub fn take(&mut self) -> (Vec<u8>, Vec<u8>) {
         self.owed.drain(..std::mem::take(&mut self.sent));

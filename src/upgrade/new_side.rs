@@ -254,10 +254,11 @@ impl Arrivals {
                     self.control.publish();
                     // Said before the first byte is relayed: if it cannot be said, the old process
                     // keeps them, unless it is gone.
-                    if let Err(error) = say(channel, step, kind::COMMITTED, &held.len())
-                        && !channel.peer_has_ended(END_LIMIT)
-                    {
-                        return Err(error);
+                    if let Err(error) = say(channel, step, kind::COMMITTED, &held.len()) {
+                        if !channel.peer_has_ended(END_LIMIT) {
+                            return Err(error);
+                        }
+                        cut_uncertain(held);
                     }
                     self.serve(held, taken);
                 }
@@ -290,6 +291,7 @@ impl Arrivals {
         taken: &mut usize,
     ) -> Result<(), UpgradeError> {
         if channel.peer_has_ended(END_LIMIT) {
+            cut_uncertain(held);
             self.serve(held, taken);
             return Ok(());
         }
@@ -353,5 +355,55 @@ impl Arrivals {
         record.set_age(Duration::from_millis(arrived.age_ms));
         (record.to_broker, record.to_client) = (arrived.to_broker, arrived.to_client);
         record
+    }
+}
+
+/// The old process is gone and has not heard that its pairs are taken. It may have given up waiting and
+/// relayed them before it ended: bytes of a plain connection show that at worst, but records of TLS
+/// that are numbered a second time would give the keys away. So those connections are cut.
+fn cut_uncertain(held: &mut Vec<Carried>) {
+    let before = held.len();
+    held.retain(|carried| carried.client.tls.is_none());
+    let cut = before - held.len();
+    if cut > 0 {
+        log::error!(
+            "upgrade: {cut} TLS connections are cut: the old process ended while it handed them over"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::relay::IdleTimeout;
+    use crate::session::relay::engine::End;
+    use crate::session::relay::pair::Pair;
+    use crate::session::relay::testing::{Counts, connected};
+    use crate::tls::records::testing::{forger, suites};
+    use crate::tls::session::Session;
+
+    #[test]
+    fn tls_that_the_old_process_may_have_gone_on_with_is_cut_and_nothing_else() {
+        let counts = Counts::default();
+        let carried = |tls| {
+            let ((_, client), (_, broker)) = (connected(None), connected(None));
+            let idle = IdleTimeout::default();
+            let pair = Pair::new(Vec::new(), Vec::new(), idle, counts.record());
+            let client = End {
+                socket: client.into(),
+                tls,
+            };
+            Carried::new(client, std::os::fd::OwnedFd::from(broker), pair)
+        };
+        let tls = suites().map(|suite| {
+            let session = Session::from_parts(&forger::parts(suite)).unwrap();
+            carried(Some(Box::new(session)))
+        });
+        let mut held: Vec<Carried> = tls.chain([carried(None)]).collect();
+        assert_eq!(held.len(), 7);
+        cut_uncertain(&mut held);
+        assert_eq!(held.len(), 1);
+        assert!(held[0].client.tls.is_none());
+        assert_eq!(counts.connections.live(), 1);
     }
 }

@@ -4,7 +4,7 @@
 //! missing has its default. So one version more or less on the other side does no harm.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -22,6 +22,8 @@ use crate::telemetry::access_log::Details;
 use crate::tls::records::parts::SessionParts;
 use crate::tls::session::Session;
 
+/// Bytes that the text of one record surely fits, besides what is pending in its TLS session.
+const ROOM: usize = 8192;
 /// Pairs in one frame.
 pub const BATCH: usize = super::channel::MAX_DESCRIPTORS / 2;
 
@@ -136,6 +138,7 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
     let mut records = Vec::with_capacity(pairs.len());
     let mut owed = Vec::new();
     let mut descriptors = Vec::with_capacity(2 * pairs.len());
+    let mut room = 2;
     for carried in pairs {
         let parts = carried.pair.parts();
         let flow = |flow: &FlowParts<'_>| FlowRecord {
@@ -144,6 +147,7 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
             framing: flow.framing,
         };
         let client = &carried.client.tls;
+        room += ROOM + 2 * client.as_ref().map_or(0, |session| session.pending());
         let milliseconds = |duration: Duration| duration.as_millis() as u64;
         records.push(PairRecord {
             client: parts.record.client,
@@ -184,7 +188,10 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
         owed.extend_from_slice(parts.down.owed);
         descriptors.extend([&carried.client, &carried.broker].map(|side| side.socket.as_fd()));
     }
-    let mut records = serde_json::to_vec(&records)?;
+    // Never grown: memory that it left would keep keys.
+    let mut text = Vec::with_capacity(room);
+    serde_json::to_writer(&mut text, &records)?;
+    let mut records = text;
     let mut payload = Vec::with_capacity(4 + records.len() + owed.len());
     payload.extend((records.len() as u32).to_le_bytes());
     payload.extend_from_slice(&records);
@@ -209,42 +216,62 @@ pub fn decode(
         return None;
     }
     let mut descriptors = frame.descriptors.into_iter();
-    let mut pairs = Vec::with_capacity(records.len());
+    let mut pairs: Vec<Carried> = Vec::with_capacity(records.len());
     for record in &records {
-        let mut take = |flow: FlowRecord| {
-            let (bytes, rest) = owed.split_at_checked(flow.owed)?;
-            owed = rest;
-            Some((flow.state, bytes.to_vec()))
-        };
-        let (up, down) = (take(record.up)?, take(record.down)?);
-        let now = Instant::now();
-        let idle = IdleTimeout {
-            open: record.idle_ms.map(Duration::from_millis),
-            after_broker_end: record.idle_after_broker_end_ms.map(Duration::from_millis),
-        };
-        let silent = Duration::from_millis(record.silent_ms);
-        let mqtt = record.level.map(|level| Mqtt {
-            level,
-            to_broker: record.up.framing,
-            to_client: record.down.framing,
-        });
-        let state = open(record);
-        let session = record.client_tls.as_ref().map(Session::from_parts);
-        let session = session.transpose().ok()?;
-        let client = relay::engine::End {
-            socket: descriptors.next()?,
-            tls: session.map(Box::new),
-        };
-        let broker = descriptors.next()?;
-        let awaits = (record.counts_bytes, record.awaits_answer);
-        let pair = Pair::from_parts(up, down, idle, record.end, awaits, state).speaking(mqtt);
-        pairs.push(Carried {
-            // The clock of a machine that started a moment ago cannot look back that far.
-            last_activity: now.checked_sub(silent).unwrap_or(now),
-            ..Carried::new(client, broker, pair)
-        });
+        match one(record, &mut owed, &mut descriptors, &mut open) {
+            Some(pair) => pairs.push(pair),
+            None => break,
+        }
     }
-    owed.is_empty().then_some(pairs)
+    if pairs.len() == records.len() && owed.is_empty() {
+        return Some(pairs);
+    }
+    // They live on in the old process.
+    pairs
+        .into_iter()
+        .for_each(|carried| carried.pair.handed_over());
+    None
+}
+
+/// One pair, as its record, the bytes that are left and the descriptors that are left tell it.
+fn one(
+    record: &PairRecord,
+    owed: &mut &[u8],
+    descriptors: &mut impl Iterator<Item = OwnedFd>,
+    open: &mut impl FnMut(&PairRecord) -> Record,
+) -> Option<Carried> {
+    let mut take = |flow: FlowRecord| {
+        let (bytes, rest) = owed.split_at_checked(flow.owed)?;
+        *owed = rest;
+        Some((flow.state, bytes.to_vec()))
+    };
+    let (up, down) = (take(record.up)?, take(record.down)?);
+    let session = record.client_tls.as_ref().map(Session::from_parts);
+    let session = session.transpose().ok()?;
+    let client = relay::engine::End {
+        socket: descriptors.next()?,
+        tls: session.map(Box::new),
+    };
+    let broker = descriptors.next()?;
+    let now = Instant::now();
+    let idle = IdleTimeout {
+        open: record.idle_ms.map(Duration::from_millis),
+        after_broker_end: record.idle_after_broker_end_ms.map(Duration::from_millis),
+    };
+    let silent = Duration::from_millis(record.silent_ms);
+    let mqtt = record.level.map(|level| Mqtt {
+        level,
+        to_broker: record.up.framing,
+        to_client: record.down.framing,
+    });
+    let awaits = (record.counts_bytes, record.awaits_answer);
+    let state = open(record);
+    let pair = Pair::from_parts(up, down, idle, record.end, awaits, state).speaking(mqtt);
+    Some(Carried {
+        // The clock of a machine that started a moment ago cannot look back that far.
+        last_activity: now.checked_sub(silent).unwrap_or(now),
+        ..Carried::new(client, broker, pair)
+    })
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub mod pair;
 pub mod parked;
 mod socket;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod thread;
 #[cfg(test)]
 mod tls_tests;

@@ -164,9 +164,21 @@ impl State {
         self.expect_idle(Some(until.saturating_duration_since(self.now)));
     }
 
-    /// After a panic: drops the connection whose step met it.
-    pub(super) fn drop_broken_beginnings(&mut self) {
+    /// After a panic: drops the connection whose step met it, and has the events of all others
+    /// come again, of which some may be lost.
+    pub(super) fn look_at_beginnings_again(&mut self) {
         self.parked.retain(|_, watched| watched.waiting.is_some());
+        self.costly.clear();
+        for (index, watched) in &mut self.parked {
+            watched.queued = false;
+            let flags = match watched.owes {
+                true => FLAGS | EventFlags::OUT,
+                false => FLAGS,
+            };
+            let data = token(index, 0, watched.generation, PARKED);
+            // Still ours, so it is in the set.
+            let _ = epoll::modify(&self.epoll, &watched.socket, data, flags);
+        }
     }
 
     /// Goes on with those whose time has come; says how soon the next one's comes.

@@ -1,5 +1,6 @@
 //! What a relay thread owns and does.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -20,11 +21,11 @@ use super::parked::{Costly, Watched};
 use super::socket::{BROKER, Lacks, PARKED, Registered, Socket, token};
 use super::visit::{Sight, Visit};
 use crate::ffi;
-use crate::tls::staging::{Shelf, Staging};
+use crate::tls::staging::{LARGEST, Shelf, Staging};
 
 /// The buffer that all pairs of a thread read into. Large reads make large writes, and those let
 /// a receiver sleep longer: with 64 KiB a gigabyte costs more than twice the CPU.
-const SCRATCH: usize = 1024 * 1024;
+const SCRATCH: usize = LARGEST;
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 512;
 /// How often idle timeouts are looked at: a quarter of the shortest, within these bounds.
@@ -63,6 +64,8 @@ impl Relayed {
 pub(super) struct State {
     /// The handle of this thread.
     pub engine: Engine,
+    /// Orders that are being followed.
+    orders: VecDeque<Order>,
     /// Every socket of this thread is in it.
     pub epoll: OwnedFd,
     /// The pairs.
@@ -109,6 +112,7 @@ impl State {
         let now = Instant::now();
         Ok(State {
             engine,
+            orders: VecDeque::new(),
             epoll,
             pairs: Slab::new(),
             parked: Slab::new(),
@@ -169,12 +173,18 @@ impl State {
             .iter()
             .filter(|(_, pair)| pair.can_move(Takes::Settled))
             .count();
-        self.drop_broken_beginnings();
+        self.look_at_beginnings_again();
         self.queue.clear();
         for (index, relayed) in &mut self.pairs {
+            // Events that had come are lost; what there is shows when it is tried.
+            for socket in &mut relayed.sockets {
+                (socket.readable, socket.writable) = (true, true);
+            }
             relayed.queued = true;
             self.queue.push(index);
         }
+        self.tick = None;
+        self.expect_idle(Some(SHORTEST_TICK));
     }
 
     fn wait(&mut self, events: &mut Vec<Event>) {
@@ -200,10 +210,18 @@ impl State {
     }
 
     fn take_orders(&mut self) {
-        let orders = std::mem::take(&mut *lock(&self.engine.shared.orders));
-        for order in orders {
+        // Kept outside of this call: a panic costs one of them and not all that follow.
+        self.orders
+            .extend(std::mem::take(&mut *lock(&self.engine.shared.orders)));
+        while let Some(order) = self.orders.pop_front() {
             match order {
-                Order::Adopt(pairs) => pairs.into_iter().for_each(|pair| self.adopt(pair)),
+                Order::Adopt(mut pairs) => {
+                    let pair = pairs.pop();
+                    if !pairs.is_empty() {
+                        self.orders.push_front(Order::Adopt(pairs));
+                    }
+                    pair.into_iter().for_each(|pair| self.adopt(pair));
+                }
                 Order::Answer(question) => drop(question),
                 Order::Leave(departure) => self.send_away(&departure),
                 Order::Park(parked) => self.park(parked),
@@ -457,7 +475,7 @@ impl State {
     /// Looks for everything whose time is over, and gives the sockets of pairs that live what
     /// they still lack.
     fn look_at_all(&mut self) {
-        self.tick = None;
+        (self.tick, self.current) = (None, None);
         let now = self.now;
         let mut shortest: Option<Duration> = None;
         let mut sooner = |left: Duration| {

@@ -18,13 +18,14 @@ type ContextIndex = Index<SslContext, Marked>;
 type LogIndex = Index<Ssl, KeyLog>;
 
 /// One secret, overwritten when dropped.
+#[derive(Clone)]
 pub struct Secret {
     bytes: [u8; MAX_HASH],
     size: usize,
 }
 
 /// The application traffic secrets of TLS 1.3.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct TrafficSecrets {
     /// The client's, if it has been logged.
     pub client: Option<Secret>,
@@ -108,7 +109,10 @@ pub fn attach(ssl: &mut Ssl) {
 pub fn take(ssl: &SslRef) -> Option<TrafficSecrets> {
     let log = ssl.ex_data(log_index().ok()?)?;
     let mut secrets = log.0.lock().unwrap_or_else(PoisonError::into_inner);
-    Some(std::mem::take(&mut *secrets))
+    // Not moved out of there, which would leave them behind.
+    let taken = secrets.clone();
+    *secrets = TrafficSecrets::default();
+    Some(taken)
 }
 
 /// A line of the key log [RFC 9850]: label, random value of the client, secret.

@@ -206,9 +206,16 @@ impl Records {
             work(self, &mut desk)
         });
         let mut pending = self.pending.take();
-        if !(staging.received().is_empty() && staging.output.is_empty()) {
+        // Behind the end nothing is read any more.
+        let received = match self.end {
+            None => staging.received(),
+            Some(_) => &[],
+        };
+        if received.is_empty() && staging.output.is_empty() {
+            staging.clear();
+        } else {
             let pending = pending.get_or_insert_default();
-            pending.received = staging.received().to_vec();
+            pending.received = received.to_vec();
             pending.owed.extend_from_slice(&staging.output);
             staging.clear();
         }

@@ -10,9 +10,11 @@ use super::protection::Protection;
 use super::suite::{Suite, Version};
 use super::{End, MAX_CONTENTS, MIN_CONTENTS, Pending, Records};
 use crate::ffi::openssl::cleanse;
+use crate::tls::staging::LARGEST;
 
-/// Most bytes that are pending in one direction: what a thread receives or sends at a time, twice.
-const MAX_PENDING: usize = 1024 * 1024;
+/// Most bytes that are pending in one direction: several times what a thread receives or sends at a
+/// time, so that no session that there can be is refused.
+const MAX_PENDING: usize = 4 * LARGEST;
 
 /// Bytes in hexadecimal digits: JSON knows none, and a list of numbers is twice as long. They are
 /// overwritten when dropped, and Debug output has only how many there are.

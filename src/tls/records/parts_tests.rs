@@ -1,13 +1,16 @@
 //! Sessions that go on elsewhere.
 
+use std::io::Write;
+
 use serde_json::{Value, json};
 
 use super::Records;
 use super::parts::{PartsError, SessionParts};
 use super::suite::{Aead, Suite, Version};
 use super::testing::forger::{established, parts};
-use super::testing::suites;
+use super::testing::{Pair, SUITES, suites};
 use crate::tls::session::Session;
+use crate::tls::staging::{LARGEST, Staging};
 
 /// What is wrong, how it comes to be, and what is said of it.
 type Change = (&'static str, fn(&mut SessionParts), PartsError);
@@ -59,12 +62,12 @@ fn every_wrong_length_and_count_is_an_error() {
             ),
             (
                 "received",
-                |parts| parts.received = vec![0; 1 << 21][..].into(),
+                |parts| parts.received = vec![0; 1 << 23][..].into(),
                 PartsError::Pending,
             ),
             (
                 "owed",
-                |parts| parts.owed = vec![0; 1 << 21][..].into(),
+                |parts| parts.owed = vec![0; 1 << 23][..].into(),
                 PartsError::Pending,
             ),
             (
@@ -175,4 +178,40 @@ fn tickets_wait_for_company_and_finished_does_not() {
 #[test]
 fn a_settled_session_is_small() {
     assert!(size_of::<Session>() <= 350, "{}", size_of::<Session>());
+}
+
+#[test]
+fn as_much_as_a_relay_thread_can_leave_in_a_session_moves() {
+    for suite in SUITES {
+        let mut pair = Pair::new(suite);
+        pair.server.session.let_go();
+        pair.server.session.flush(&mut pair.server.socket).unwrap();
+        pair.server.shelf.set(Some(Staging::new(LARGEST)));
+        pair.server.socket.room = 0;
+        // More than fits a staging, because the last record goes beyond its end.
+        let much = vec![7; LARGEST];
+        assert_eq!(pair.server.write(&much).unwrap(), LARGEST);
+        assert!(pair.server.session.pending() > LARGEST);
+        pair.server.move_on();
+        pair.server.socket.room = usize::MAX;
+        pair.server.session.flush(&mut pair.server.socket).unwrap();
+        pair.carry();
+        assert_eq!(pair.client_reads().unwrap(), much);
+    }
+}
+
+#[test]
+fn what_follows_the_end_is_not_kept() {
+    for suite in SUITES {
+        let mut pair = Pair::new(suite);
+        pair.client.write_all(b"DISCONNECT").unwrap();
+        pair.client.shutdown().unwrap();
+        pair.carry();
+        pair.server.socket.incoming.extend([7; 50_000]);
+        let (got, error) = pair.server.read_all();
+        assert_eq!((&got[..], error), (&b"DISCONNECT"[..], None));
+        pair.server.session.let_go();
+        pair.server.session.flush(&mut pair.server.socket).unwrap();
+        assert_eq!(pair.server.session.pending(), 0);
+    }
 }

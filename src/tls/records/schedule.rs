@@ -63,8 +63,9 @@ impl Hash {
             outer[index] ^= byte;
         }
         let block = self.block();
-        let digest = self.of(&[&inner[..block], one, two, three]);
+        let mut digest = self.of(&[&inner[..block], one, two, three]);
         let result = self.of(&[&outer[..block], &digest[..self.size()]]);
+        cleanse(&mut digest);
         cleanse(&mut inner);
         cleanse(&mut outer);
         result

@@ -24,6 +24,9 @@ pub struct Flights {
     /// Records after it, and the beginning of the body of the last one.
     protected: u64,
     explicit: Option<[u8; EXPLICIT]>,
+    /// The client has sent ChangeCipherSpec, and so many records after it.
+    client_changed: bool,
+    client_protected: u64,
     /// The handshake has ended.
     finished: bool,
     /// Something else than whole records was written, or something after the end.
@@ -72,6 +75,20 @@ impl Flights {
         self.unclear |= !written.is_empty();
     }
 
+    /// Takes note of what that call has read: whole records.
+    pub fn note_read(&mut self, mut read: &[u8]) {
+        while let Some((header, rest)) = read.split_first_chunk::<RECORD_HEADER>() {
+            let size = usize::from(u16::from_be_bytes([header[3], header[4]]));
+            let Some(rest) = rest.get(size..) else { break };
+            read = rest;
+            match header[0] {
+                CHANGE_CIPHER_SPEC => self.client_changed = true,
+                _ => self.client_protected += u64::from(self.client_changed),
+            }
+        }
+        self.unclear |= !read.is_empty();
+    }
+
     /// The call that was noted last has ended the handshake.
     pub fn finish(&mut self) {
         self.finished = true;
@@ -92,10 +109,11 @@ impl Flights {
         }
     }
 
-    /// The explicit nonce of Finished in TLS 1.2, the one protected record.
+    /// The explicit nonce of Finished in TLS 1.2, the one protected record, if the client has sent
+    /// one as well: both have counted one record then.
     fn of_finished(&self) -> Option<[u8; EXPLICIT]> {
-        match self.protected {
-            1 => self.explicit,
+        match (self.protected, self.client_protected) {
+            (1, 1) => self.explicit,
             _ => None,
         }
     }
@@ -194,8 +212,13 @@ mod tests {
         assert_eq!(flights.of_finished(), None);
         let finished = record(22, b"12345678 finished");
         flights.note(&[record(22, b"ticket"), record(20, &[1]), finished.clone()].concat());
+        assert_eq!(flights.of_finished(), None, "the client has not finished");
+        flights.note_read(&[record(22, b"key"), record(20, &[1]), record(22, b"")].concat());
         assert_eq!(flights.of_finished(), Some(*b"12345678"));
         assert_eq!(flights.tickets(), None);
+        flights.note_read(&record(21, b"warning"));
+        assert_eq!(flights.of_finished(), None, "the client has counted two");
+        flights.client_protected = 1;
         flights.note(&finished);
         assert_eq!(flights.of_finished(), None, "two are one too many");
     }
