@@ -66,11 +66,19 @@ type SourceIndex = Index<SslContext, Arc<dyn TicketSource>>;
 
 fn source_index() -> Result<SourceIndex, ErrorStack> {
     static INDEX: OnceLock<SourceIndex> = OnceLock::new();
-    if let Some(index) = INDEX.get() {
+    index_once(&INDEX, SslContext::new_ex_index)
+}
+
+/// The index of this kind of data in OpenSSL's objects; made with the first use.
+pub(crate) fn index_once<T, U>(
+    place: &OnceLock<Index<T, U>>,
+    fresh: impl FnOnce() -> Result<Index<T, U>, ErrorStack>,
+) -> Result<Index<T, U>, ErrorStack> {
+    if let Some(index) = place.get() {
         return Ok(*index);
     }
-    let fresh = SslContext::new_ex_index()?;
-    Ok(*INDEX.get_or_init(|| fresh))
+    let fresh = fresh()?;
+    Ok(*place.get_or_init(|| fresh))
 }
 
 type TicketCallback = unsafe extern "C" fn(

@@ -154,11 +154,7 @@ impl ProxyApp {
                 });
             }
             FirstRead::Nothing => {
-                return Some(Unfinished {
-                    socket,
-                    opened,
-                    record,
-                });
+                return self.go_on(socket, opened, FirstRead::Part(Vec::new()), record);
             }
             FirstRead::Left(route) => {
                 if let Some(route) = route {

@@ -93,11 +93,6 @@ impl TlsStream {
         self.session.settle();
     }
 
-    /// The socket below.
-    pub fn socket_mut(&mut self) -> &mut TcpStream {
-        &mut self.socket
-    }
-
     /// Shakes hands.
     ///
     /// # Errors

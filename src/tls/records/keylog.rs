@@ -8,7 +8,7 @@ use openssl::ex_data::Index;
 use openssl::ssl::{Ssl, SslContext, SslContextBuilder, SslRef};
 
 use super::schedule::MAX_HASH;
-use crate::ffi::openssl::cleanse;
+use crate::ffi::openssl::{cleanse, index_once};
 
 /// Marks a context whose connections get records of our own.
 #[derive(Debug)]
@@ -69,20 +69,12 @@ impl Secret {
 
 fn context_index() -> Result<ContextIndex, ErrorStack> {
     static INDEX: OnceLock<ContextIndex> = OnceLock::new();
-    if let Some(index) = INDEX.get() {
-        return Ok(*index);
-    }
-    let fresh = SslContext::new_ex_index()?;
-    Ok(*INDEX.get_or_init(|| fresh))
+    index_once(&INDEX, SslContext::new_ex_index)
 }
 
 fn log_index() -> Result<LogIndex, ErrorStack> {
     static INDEX: OnceLock<LogIndex> = OnceLock::new();
-    if let Some(index) = INDEX.get() {
-        return Ok(*index);
-    }
-    let fresh = Ssl::new_ex_index()?;
-    Ok(*INDEX.get_or_init(|| fresh))
+    index_once(&INDEX, Ssl::new_ex_index)
 }
 
 /// Has the connections of a context of the server's side get records of our own.
