@@ -96,8 +96,9 @@ pub fn config_with(ports: &[u16], more: &str) -> String {
     config_listening(&listens, more)
 }
 
-/// The same with listen addresses written out. There is no control API: its default address is one
-/// for the whole machine, on which tests run beside each other.
+/// The same with listen addresses written out. There is no control API, and there are no metrics
+/// unless `more` asks for them: their default addresses are one for the whole machine, on which
+/// tests run beside each other, and whoever came first would have one listener more.
 pub fn config_listening(listens: &[String], more: &str) -> String {
     let apisix = "  enable_control: false\n";
     config_of(apisix, listens, more)
@@ -119,5 +120,15 @@ pub fn config_of(apisix: &str, listens: &[String], more: &str) -> String {
     text.push_str(apisix);
     text.push_str("deployment:\n  role: data_plane\n  role_data_plane: {config_provider: yaml}\n");
     text.push_str(more);
+    if !more.contains("plugin_attr") {
+        // Behind what a test may name the line of.
+        let end = if more.is_empty() || more.ends_with('\n') {
+            ""
+        } else {
+            "\n"
+        };
+        text.push_str(end);
+        text.push_str("plugin_attr: {prometheus: {enable_export_server: false}}\n");
+    }
     text
 }
