@@ -7,6 +7,7 @@
 pub mod dialling;
 pub mod engine;
 pub mod first_answer;
+mod holding;
 pub mod listening;
 pub mod orders;
 mod pace;
@@ -16,6 +17,7 @@ mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
 mod thread;
+mod ticks;
 #[cfg(test)]
 mod tls_tests;
 mod visit;

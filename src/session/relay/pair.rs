@@ -8,27 +8,26 @@
 //! Of MQTT it knows where each receiver stands between two packets, so that a pair can be told to
 //! [leave](Pair::leave) without a packet being cut.
 
+mod flow;
 mod leaving;
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 
 use super::IdleTimeout;
 use super::first_answer::{AwaitedConnack, FirstRead};
 use crate::mqtt::{Framing, connack_code};
 use crate::session::outcome::{End, Record};
 use crate::telemetry::metrics::Traffic;
+use flow::{Failure, Flow};
+pub use flow::{FlowParts, State};
+use leaving::Leaving;
 pub use leaving::{BOUNDARY_LIMIT, Farewell};
-use leaving::{Leaving, Reach};
 
 /// How long a client whose broker is gone may still send into the void. Closing its socket with
 /// unread bytes would make the kernel send a reset, which may overtake the broker's last words
 /// (an MQTT 5 DISCONNECT with its reason) on their way to the client's application.
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);
-/// Scratch fulls that one call moves before it lets other connections have their turn.
-const TURN: usize = 4;
 
 /// One end of a pair. Nothing here waits: what cannot be done now is `WouldBlock`, and the engine
 /// calls [`Pair::advance`] again when it may be possible.
@@ -56,54 +55,6 @@ pub enum Progress {
     More,
     /// Both flows have ended: drop the pair.
     Done,
-}
-
-/// One direction.
-#[derive(Debug)]
-struct Flow {
-    state: State,
-    /// Read, not yet written, and how much of it is written already.
-    owed: Option<Box<Owed>>,
-    /// Where the receiver stands between two packets: by what was written, not by what was read.
-    framing: Framing,
-}
-
-#[derive(Debug)]
-struct Owed {
-    bytes: Vec<u8>,
-    written: usize,
-}
-
-/// How far a direction has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// The sender may send more.
-    Open,
-    /// The sender has ended; the receiver is to be told when it has got everything.
-    Ended,
-    /// The receiver is gone; what the sender still sends is thrown away.
-    Discarding,
-    /// Over.
-    Closed,
-}
-
-/// Which end of a flow failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failure {
-    Sender,
-    Receiver,
-}
-
-/// One direction, to be looked at.
-#[derive(Debug)]
-pub struct FlowParts<'a> {
-    /// How far it has come.
-    pub state: State,
-    /// Read and not yet written.
-    pub owed: &'a [u8],
-    /// Where its receiver stands between two packets.
-    pub framing: Framing,
 }
 
 /// What is known of the MQTT that a pair carries.
@@ -168,133 +119,6 @@ pub struct Pair {
     level: Option<u8>,
     leaving: Option<Box<Leaving>>,
     record: Record,
-}
-
-impl Flow {
-    fn owing(bytes: Vec<u8>) -> Self {
-        let owed = (!bytes.is_empty()).then(|| Box::new(Owed { bytes, written: 0 }));
-        Flow {
-            state: State::Open,
-            owed,
-            framing: Framing::default(),
-        }
-    }
-
-    /// Its receiver is gone.
-    fn discard(&mut self) {
-        (self.state, self.owed) = (State::Discarding, None);
-    }
-
-    fn parts(&self) -> FlowParts<'_> {
-        FlowParts {
-            state: self.state,
-            owed: match &self.owed {
-                Some(owed) => &owed.bytes[owed.written..],
-                None => &[],
-            },
-            framing: self.framing,
-        }
-    }
-
-    /// Moves bytes until the sender has no more, the receiver takes no more, or the turn is over.
-    /// Adds what the receiver took to `moved`, and shows `seen` what the sender sent. `other` is how
-    /// far the other direction has come.
-    fn advance(
-        &mut self,
-        sender: &mut impl Side,
-        receiver: &mut impl Side,
-        scratch: &mut [u8],
-        (reach, other): (Reach, State),
-        moved: &mut u64,
-        mut seen: impl FnMut(&[u8]),
-    ) -> Result<Progress, Failure> {
-        for _ in 0..TURN {
-            if let Some(owed) = &mut self.owed {
-                let rest = &owed.bytes[owed.written..];
-                match write(receiver, rest)? {
-                    0 => return Ok(Progress::Wait),
-                    count => {
-                        *moved += count as u64;
-                        self.framing.advance(&rest[..count]);
-                        owed.written += count;
-                    }
-                }
-                if owed.written == owed.bytes.len() {
-                    self.owed = None;
-                }
-                continue;
-            }
-            match self.state {
-                State::Open => {
-                    match receiver.flush() {
-                        Ok(()) => {}
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                            return Ok(Progress::Wait);
-                        }
-                        Err(_) => return Err(Failure::Receiver),
-                    }
-                    let read = match reach.limit(self).min(scratch.len()) {
-                        0 => None,
-                        limit => read(sender, &mut scratch[..limit])?,
-                    };
-                    match read {
-                        None => return Ok(Progress::Wait),
-                        Some(0) => self.state = State::Ended,
-                        Some(count) => {
-                            seen(&scratch[..count]);
-                            self.pass_on(receiver, &scratch[..count], moved)?;
-                        }
-                    }
-                }
-                State::Ended => match end(receiver, reach, other) {
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        return Ok(Progress::Wait);
-                    }
-                    ended => {
-                        self.state = match reach {
-                            Reach::Void => State::Discarding,
-                            Reach::On | Reach::Boundary { .. } => State::Closed,
-                        };
-                        ended.map_err(|_| Failure::Receiver)?;
-                    }
-                },
-                State::Discarding => match read(sender, scratch)? {
-                    None => return Ok(Progress::Wait),
-                    Some(0) => self.state = State::Closed,
-                    Some(_) => {}
-                },
-                State::Closed => return Ok(Progress::Done),
-            }
-        }
-        Ok(Progress::More)
-    }
-
-    /// Writes what the receiver takes at once and keeps the rest.
-    fn pass_on(
-        &mut self,
-        receiver: &mut impl Side,
-        bytes: &[u8],
-        moved: &mut u64,
-    ) -> Result<(), Failure> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            match write(receiver, rest)? {
-                0 => {
-                    self.owed = Some(Box::new(Owed {
-                        bytes: rest.to_vec(),
-                        written: 0,
-                    }));
-                    return Ok(());
-                }
-                count => {
-                    *moved += count as u64;
-                    self.framing.advance(&rest[..count]);
-                    rest = &rest[count..];
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Pair {
@@ -560,39 +384,5 @@ impl Pair {
         if !self.ended {
             (self.ended, self.record.end) = (true, end);
         }
-    }
-}
-
-/// Ends a receiver, which has ended its own sending side if the other direction is closed: then
-/// nothing is left but to close it, unless its sender is still to be read into the void.
-fn end(receiver: &mut impl Side, reach: Reach, other: State) -> io::Result<()> {
-    match other {
-        State::Closed if reach != Reach::Void => receiver.end_last(),
-        _ => receiver.end(),
-    }
-}
-
-/// Reads; `None` when there is nothing now.
-fn read(sender: &mut impl Side, scratch: &mut [u8]) -> Result<Option<usize>, Failure> {
-    loop {
-        return match sender.read(scratch) {
-            Ok(count) => Ok(Some(count)),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(_) => Err(Failure::Sender),
-        };
-    }
-}
-
-/// Writes; 0 when nothing is taken now.
-fn write(receiver: &mut impl Side, bytes: &[u8]) -> Result<usize, Failure> {
-    loop {
-        return match receiver.write(bytes) {
-            Ok(0) => Err(Failure::Receiver),
-            Ok(count) => Ok(count),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(_) => Err(Failure::Receiver),
-        };
     }
 }

@@ -1,7 +1,7 @@
 //! What a relay thread owns and does.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SendError;
@@ -13,26 +13,23 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use slab::Slab;
 
 use super::dialling::Dialled;
-use super::engine::{Carried, End, Engine, Order, Takes, Which, lock, tls_can_move};
+use super::engine::{Engine, Order, Takes, lock, tls_can_move};
 use super::listening::{LISTENERS, Listening};
 use super::pace::Pace;
-use super::pair::{BOUNDARY_LIMIT, Pair, Progress};
+use super::pair::{Pair, Progress};
 use super::parked::{Costly, Watched};
-use super::socket::{BROKER, Lacks, PARKED, Registered, Socket, token};
+use super::socket::{PARKED, Registered, Socket, token};
 use super::visit::{Sight, Visit};
-use crate::ffi;
-use crate::tls::staging::{LARGEST, Shelf, Staging};
+use crate::tls::staging::{LARGEST, Shelf};
 
 /// The buffer that all pairs of a thread read into. Large reads make large writes, and those let
 /// a receiver sleep longer: with 64 KiB a gigabyte costs more than twice the CPU.
-const SCRATCH: usize = LARGEST;
+pub(super) const SCRATCH: usize = LARGEST;
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 512;
 /// How often idle timeouts are looked at: a quarter of the shortest, within these bounds.
-const SHORTEST_TICK: Duration = Duration::from_millis(50);
-const LONGEST_TICK: Duration = Duration::from_secs(1);
-/// Connections that are not worth the work of giving their memory back.
-const FEW: usize = 64;
+pub(super) const SHORTEST_TICK: Duration = Duration::from_millis(50);
+pub(super) const LONGEST_TICK: Duration = Duration::from_secs(1);
 /// What an event carries when it is the wake-up call and no socket.
 const WAKE: u64 = u64::MAX;
 
@@ -45,7 +42,7 @@ pub(super) struct Relayed {
     /// Tells events for this pair from late ones for an earlier pair in the same place.
     pub generation: u32,
     /// In [`State::queue`].
-    queued: bool,
+    pub queued: bool,
     /// When bytes last moved.
     pub last_activity: Instant,
     /// Until its broker has answered.
@@ -54,7 +51,7 @@ pub(super) struct Relayed {
 
 impl Relayed {
     /// Whether such a process could relay it.
-    fn can_move(&self, takes: Takes) -> bool {
+    pub fn can_move(&self, takes: Takes) -> bool {
         let mut sides = self.sockets.iter();
         sides.all(|socket| tls_can_move(socket.tls.as_deref(), takes))
     }
@@ -65,7 +62,7 @@ pub(super) struct State {
     /// The handle of this thread.
     pub engine: Engine,
     /// Orders that are being followed.
-    orders: VecDeque<Order>,
+    pub orders: VecDeque<Order>,
     /// Every socket of this thread is in it.
     pub epoll: OwnedFd,
     /// The pairs.
@@ -89,14 +86,15 @@ pub(super) struct State {
     /// What TLS sessions borrow; made with the first of them.
     pub shelf: Shelf,
     /// Pairs that another process could relay.
-    movable: usize,
-    tick: Option<Duration>,
-    next_tick: Instant,
+    pub movable: usize,
+    /// How often [`State::look_at_all`] is called, while there is a reason to.
+    pub tick: Option<Duration>,
+    pub next_tick: Instant,
     /// When the events that are being handled came.
     pub now: Instant,
     pace: Pace,
     /// Most connections since memory was given back.
-    most_held: usize,
+    pub most_held: usize,
 }
 
 impl State {
@@ -212,7 +210,7 @@ impl State {
     fn take_orders(&mut self) {
         // Kept outside of this call: a panic costs one of them and not all that follow.
         self.orders
-            .extend(std::mem::take(&mut *lock(&self.engine.shared.orders)));
+            .extend(lock(&self.engine.shared.orders).drain(..));
         while let Some(order) = self.orders.pop_front() {
             match order {
                 Order::Adopt(mut pairs) => {
@@ -269,119 +267,6 @@ impl State {
     pub fn next_generation(&mut self) -> u32 {
         self.generation = self.generation.wrapping_add(1);
         self.generation
-    }
-
-    fn adopt(&mut self, carried: Carried) {
-        let generation = self.next_generation();
-        let fresh = carried.lacks != Lacks::Nothing;
-        self.movable += usize::from(carried.can_move(Takes::Settled));
-        if carried.client.tls.is_some() || carried.broker.tls.is_some() {
-            self.lend_staging();
-        }
-        let index = self.pairs.insert(Relayed {
-            sockets: [
-                Socket::new(carried.client, Lacks::Nothing),
-                Socket::new(carried.broker, carried.lacks),
-            ],
-            pair: carried.pair,
-            generation,
-            queued: false,
-            last_activity: carried.last_activity,
-            dial: carried.dial,
-        });
-        if fresh {
-            // Its options are set at the next tick, if it lives to see it.
-            self.expect_idle(Some(4 * LONGEST_TICK));
-        }
-        if self.pairs[index].dial.is_some() {
-            return self.begin_dial(index);
-        }
-        if self.watch(index) {
-            // Only what is here already: what the sockets have shows in their first events.
-            self.advance(index);
-        }
-    }
-
-    /// Puts those sockets of a pair into the set that are not in it. False if it could not be
-    /// done and the pair is gone.
-    pub fn watch(&mut self, index: usize) -> bool {
-        let relayed = &mut self.pairs[index];
-        let generation = relayed.generation;
-        let idle = relayed.pair.idle_timeout();
-        for side in 0..2 {
-            let socket = &mut relayed.sockets[side];
-            if socket.watched {
-                continue;
-            }
-            let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
-            let data = token(index, side, generation, 0);
-            if let Err(error) = epoll::add(&self.epoll, &socket.fd, data, flags) {
-                log::error!("a connection is cut, epoll refuses it: {error}");
-                self.remove(index);
-                return false;
-            }
-            socket.watched = true;
-        }
-        self.expect_idle(idle);
-        true
-    }
-
-    /// Has buffers of this thread's size ready for TLS.
-    fn lend_staging(&self) {
-        let staging = self.shelf.take();
-        let staging = staging.unwrap_or_else(|| Staging::new(SCRATCH));
-        self.shelf.set(Some(staging));
-    }
-
-    /// Takes a pair out.
-    pub fn remove(&mut self, index: usize) -> Relayed {
-        let relayed = self.pairs.remove(index);
-        self.movable -= usize::from(relayed.can_move(Takes::Settled));
-        relayed
-    }
-
-    /// Takes out these pairs, if their brokers have answered; those that are still being dialled
-    /// stay.
-    fn release(&mut self, which: Which) -> Vec<Carried> {
-        if which != Which::All && self.movable == 0 {
-            return Vec::new();
-        }
-        let goes = |pair: &Relayed| match which {
-            Which::All => true,
-            Which::Movable(takes) => pair.can_move(takes),
-        };
-        let released = self
-            .pairs
-            .iter()
-            .filter(|(_, pair)| pair.dial.is_none() && goes(pair));
-        let released: Vec<usize> = released.map(|(index, _)| index).collect();
-        let let_go = |index| {
-            let Relayed {
-                sockets,
-                pair,
-                last_activity,
-                ..
-            } = self.remove(index);
-            let [client, broker] = sockets.map(|mut socket| {
-                socket.complete();
-                // The set holds a socket by its open file, which outlives this descriptor when
-                // another process has it too.
-                let _ = epoll::delete(&self.epoll, &socket.fd);
-                End {
-                    socket: socket.fd,
-                    tls: socket.tls,
-                }
-            });
-            Carried {
-                client,
-                broker,
-                pair,
-                last_activity,
-                dial: None,
-                lacks: Lacks::Nothing,
-            }
-        };
-        released.into_iter().map(let_go).collect()
     }
 
     fn handle(&mut self, data: u64, flags: EventFlags) {
@@ -458,79 +343,5 @@ impl State {
         // A pair whose broker has ended has less patience than before.
         let idle = self.pairs[index].pair.idle_timeout();
         self.expect_idle(idle);
-    }
-
-    /// Makes sure that the ticks are close enough for this idle timeout.
-    pub fn expect_idle(&mut self, idle: Option<Duration>) {
-        let Some(idle) = idle else {
-            return;
-        };
-        let tick = (idle / 4).clamp(SHORTEST_TICK, LONGEST_TICK);
-        if self.tick.is_none_or(|current| tick < current) {
-            self.tick = Some(tick);
-            self.next_tick = self.now + tick;
-        }
-    }
-
-    /// Looks for everything whose time is over, and gives the sockets of pairs that live what
-    /// they still lack.
-    fn look_at_all(&mut self) {
-        (self.tick, self.current) = (None, None);
-        let now = self.now;
-        let mut shortest: Option<Duration> = None;
-        let mut sooner = |left: Duration| {
-            shortest = Some(shortest.map_or(left, |shortest| shortest.min(left)));
-        };
-        let (mut late, mut overdue) = (Vec::new(), Vec::new());
-        let mut gone = 0;
-        self.pairs.retain(|index, relayed| {
-            if let Some(dial) = &relayed.dial {
-                match dial.deadline().checked_duration_since(now) {
-                    Some(left) => sooner(left),
-                    None => late.push(index),
-                }
-                return true;
-            }
-            relayed.sockets[BROKER].complete();
-            if let Some(limit) = relayed.pair.boundary_limit() {
-                if now >= limit {
-                    overdue.push(index);
-                    return true;
-                }
-                sooner(BOUNDARY_LIMIT);
-            }
-            let Some(idle) = relayed.pair.idle_timeout() else {
-                return true;
-            };
-            let passed = now.saturating_duration_since(relayed.last_activity) >= idle;
-            match passed {
-                true => {
-                    gone += usize::from(relayed.can_move(Takes::Settled));
-                    relayed.pair.idle_timeout_passed();
-                }
-                false => sooner(idle),
-            }
-            !passed
-        });
-        self.movable -= gone;
-        self.expect_idle(shortest);
-        for index in late {
-            self.dial_failed(index, ErrorKind::TimedOut.into());
-        }
-        self.end_of_patience(overdue);
-        let left = self.look_for_late_ones();
-        self.expect_idle(left);
-        // After a storm the memory goes back.
-        let held = self.pairs.len() + self.parked.len();
-        if self.most_held > FEW && held < self.most_held / 4 {
-            self.most_held = held;
-            self.pairs.shrink_to_fit();
-            self.parked.shrink_to_fit();
-            ffi::memory::give_back();
-        }
-        if self.most_held > FEW {
-            // They will go some time; without idle timeouts nothing else makes the thread look.
-            self.expect_idle(Some(4 * LONGEST_TICK));
-        }
     }
 }

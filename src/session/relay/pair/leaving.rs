@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{DISCARD_LIMIT, Flow, Owed, Pair, State};
+use super::flow::{Flow, Owed};
+use super::{DISCARD_LIMIT, Pair, State};
 use crate::config::resource::leaving::Will;
 use crate::mqtt::{self, DisconnectReason};
 use crate::session::outcome::End;
