@@ -101,9 +101,9 @@ impl ProxyApp {
             live,
             handshake,
         } = accepted;
-        let since = Instant::now();
         let metrics = self.metrics.clone();
         let mut record = Record::open(client, listener, metrics, Some(permit), live);
+        let since = Instant::from_std(record.started());
         record.access = self.access_log.as_ref().map(Access::new);
         let socket = match socket.into_bare() {
             Ok(socket) => socket,

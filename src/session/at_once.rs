@@ -202,14 +202,18 @@ impl ProxyApp {
         let Preread { received, mqtt } = preread;
         let pair = self.pair(mqtt.as_ref(), &[], received, record);
         let dial = FirstDial::new(self, &pair, target, key, mqtt);
+        let last_activity = dial.started;
         let client = engine::End {
             socket,
             tls: opened.session.take(),
         };
         let carried = Carried {
+            client,
+            broker: broker.into(),
+            pair,
+            last_activity,
             dial: Some(Box::new(dial)),
             lacks: Lacks::NoDelay { written: false },
-            ..Carried::new(client, broker, pair)
         };
         match self.relays.dial(carried) {
             Ok(()) => None,
@@ -273,11 +277,12 @@ impl Dialled for FirstDial {
     }
 
     fn connected(&mut self, pair: &mut Pair) {
+        let took = self.started.elapsed();
         let record = pair.record_mut();
         if let Some(upstream) = record.upstream() {
-            upstream.connected(&self.target.node, self.started.elapsed());
+            upstream.connected(&self.target.node, took);
         }
-        record.connected(self.target.address, 1, self.started.elapsed());
+        record.connected(self.target.address, 1, took);
     }
 
     fn failed(self: Box<Self>, client: engine::End, pair: Pair, error: io::Error) {

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use openssl::sha::Sha256;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -80,7 +81,10 @@ impl ClientIdHash {
         if client_id.is_empty() {
             return None;
         }
-        let digest = openssl::sha::sha256(client_id);
+        // The one-shot function looks its algorithm up and allocates, each time.
+        let mut hash = Sha256::new();
+        hash.update(client_id);
+        let digest = hash.finish();
         let (first, _) = digest.split_first_chunk()?;
         NonZeroU64::new(u64::from_be_bytes(*first)).map(ClientIdHash)
     }

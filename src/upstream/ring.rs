@@ -3,6 +3,7 @@
 //! For nodes given by an IPv4 address the ring is nginx's `hash … consistent` and so APISIX's
 //! chash, point by point, as long as the weights come in divided by their greatest common divisor.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -236,14 +237,15 @@ impl Ring {
             let address = backend.addr.as_inet()?;
             snapshot.by_address.get(address).map(|&(place, _)| place)
         };
+        let accepted = Cell::new(None);
         // Pingora's bound counts points, not nodes: this many pass every node at least once.
-        let backend = self
-            .balancer
+        self.balancer
             .select_with(key, snapshot.points, |backend, _| {
-                place_of(backend)
-                    .is_some_and(|place| !tried.contains(&place) && wanted(place.member))
+                let fits = |place: &Place| !tried.contains(place) && wanted(place.member);
+                accepted.set(place_of(backend).filter(fits));
+                accepted.get().is_some()
             })?;
-        place_of(&backend)
+        accepted.get()
     }
 }
 

@@ -1,8 +1,8 @@
 //! The addresses that one connection tries, in order.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::{option, vec};
 
 use super::level::{Level, Terms, Wish};
 use super::node::Node;
@@ -30,12 +30,21 @@ pub struct Targets<'a> {
     levels: &'a [Level],
     key: &'a [u8],
     level: usize,
+    /// Places of this level that were tried, without `place`.
     tried: Vec<Place>,
-    pending: VecDeque<Target>,
+    /// The one that is being tried. Most connections need no other, and then nothing is allocated.
+    place: Option<Place>,
+    pending: Addresses,
     tries_left: usize,
     only: Option<Target>,
     skipped: Option<SocketAddr>,
     terms: Terms,
+}
+
+/// Addresses of one node that are to be tried.
+enum Addresses {
+    One(option::IntoIter<SocketAddr>),
+    Several(vec::IntoIter<SocketAddr>),
 }
 
 impl<'a> Targets<'a> {
@@ -66,7 +75,8 @@ impl<'a> Targets<'a> {
             key,
             level: 0,
             tried: Vec::new(),
-            pending: VecDeque::new(),
+            place: None,
+            pending: Addresses::One(None.into_iter()),
             tries_left: 1 + retries.map_or(others, |retries| retries as usize),
             only,
             skipped: None,
@@ -81,11 +91,21 @@ impl<'a> Targets<'a> {
         self
     }
 
-    fn refill(&mut self) {
-        while self.pending.is_empty() {
-            let Some(level) = self.levels.get(self.level) else {
-                return;
-            };
+    /// The next address of the node that is being tried.
+    fn pending(&mut self) -> Option<Target> {
+        let address = match &mut self.pending {
+            Addresses::One(address) => address.next(),
+            Addresses::Several(addresses) => addresses.next(),
+        }?;
+        let member = self.place?.member;
+        let node = self.levels.get(self.level)?.members[member].node.clone();
+        Some(Target { node, address })
+    }
+
+    /// Goes on to the next node. False when there is no other.
+    fn next_place(&mut self) -> bool {
+        self.tried.extend(self.place.take());
+        while let Some(level) = self.levels.get(self.level) {
             let wish = Wish {
                 key: self.key,
                 tried: &self.tried,
@@ -96,19 +116,16 @@ impl<'a> Targets<'a> {
                 self.tried.clear();
                 continue;
             };
-            self.tried.push(place);
             let node = &level.members[place.member].node;
-            let addresses = match (place.address, self.key) {
-                (Some(address), _) => vec![address],
-                (None, []) => node.addresses_in_turn(),
-                (None, key) => node.addresses_for_key(key),
+            self.pending = match (place.address, self.key) {
+                (Some(address), _) => Addresses::One(Some(address).into_iter()),
+                (None, []) => Addresses::Several(node.addresses_in_turn().into_iter()),
+                (None, key) => Addresses::Several(node.addresses_for_key(key).into_iter()),
             };
-            self.pending
-                .extend(addresses.into_iter().map(|address| Target {
-                    node: node.clone(),
-                    address,
-                }));
+            self.place = Some(place);
+            return true;
         }
+        false
     }
 }
 
@@ -121,10 +138,11 @@ impl Iterator for Targets<'_> {
             return Some(only.clone());
         }
         loop {
-            self.refill();
-            let target = self.pending.pop_front()?;
-            if self.skipped != Some(target.address) {
-                return Some(target);
+            match self.pending() {
+                Some(target) if self.skipped != Some(target.address) => return Some(target),
+                Some(_) => {}
+                None if self.next_place() => {}
+                None => return None,
             }
         }
     }
