@@ -17,6 +17,9 @@ use super::usage;
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 
+/// Has this program be the floor: listen here, brokers there.
+pub const FLOOR: &str = "--be-the-floor";
+
 /// A proxy to compare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contender {
@@ -34,6 +37,8 @@ pub enum Kind {
     Nginx,
     /// A build of this project.
     Ours(PathBuf),
+    /// The cheapest relay there can be, which this program is itself.
+    Floor,
 }
 
 impl Contender {
@@ -56,6 +61,7 @@ impl Contender {
             Kind::Haproxy => setup.haproxy()?,
             Kind::Nginx => setup.nginx()?,
             Kind::Ours(binary) => setup.ours(binary)?,
+            Kind::Floor => setup.floor()?,
         };
         // A ticket for each handshake, as mqtt-proxy sends it. The others have no setting for it,
         // and OpenSSL would send two.
@@ -222,6 +228,18 @@ impl Setup<'_> {
         let config = self.write("config.yaml", &config)?;
         let binary = binary.display().to_string();
         Ok(vec![binary, "run".into(), "-c".into(), config])
+    }
+
+    fn floor(&self) -> io::Result<Vec<String>> {
+        let program = std::env::current_exe()?.display().to_string();
+        let addresses = [self.listen]
+            .into_iter()
+            .chain(self.brokers.iter().copied());
+        let addresses = addresses.map(|address| address.to_string());
+        Ok([program, FLOOR.to_owned()]
+            .into_iter()
+            .chain(addresses)
+            .collect())
     }
 
     fn write(&self, name: &str, text: &str) -> io::Result<String> {

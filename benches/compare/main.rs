@@ -3,6 +3,7 @@
 //! `benches/compare/run.sh` starts it; `cargo bench` without rows leaves it out.
 
 mod contender;
+mod floor;
 mod meter;
 mod mqtt;
 mod net;
@@ -47,6 +48,9 @@ fn main() -> ExitCode {
         print!("{}", options::HELP);
         return ExitCode::SUCCESS;
     }
+    if std::env::args().nth(1).as_deref() == Some(contender::FLOOR) {
+        return be_the_floor();
+    }
     let mut options = match Options::parse(std::env::args().skip(1)) {
         Ok(options) if options.rows.is_empty() && !options.soaks => {
             println!("compare: benches/compare/run.sh runs this one");
@@ -74,6 +78,24 @@ fn main() -> ExitCode {
     match good {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
+    }
+}
+
+fn be_the_floor() -> ExitCode {
+    raise_open_files();
+    let addresses = std::env::args().skip(2).map(|address| address.parse());
+    let mut addresses = addresses.collect::<Result<Vec<_>, _>>().unwrap_or_default();
+    if addresses.len() < 2 {
+        eprintln!("compare: {} LISTEN BROKER…", contender::FLOOR);
+        return ExitCode::from(2);
+    }
+    let listen = addresses.remove(0);
+    match floor::serve(listen, addresses) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("compare: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -30,6 +30,7 @@ options:
   --rounds N          rounds of every row, each proxy once a round       [5]
   --quick             one third of the work and two rounds: a first look
   --only NAME,…       proxies: haproxy, nginx, mqtt-proxy                [all]
+                      and floor, the cheapest relay there can be (no TLS)
   --binary NAME=PATH  another build of mqtt-proxy beside this one; may be repeated
   --proxy-core N      the processor of the proxies                       [1]
   --load-core N       the processor of clients and brokers               [0]
@@ -107,6 +108,7 @@ impl Default for Options {
                 contender("haproxy", Kind::Haproxy),
                 contender("nginx", Kind::Nginx),
                 contender("mqtt-proxy", ours),
+                contender("floor", Kind::Floor),
             ],
             proxy_core: 1,
             load_core: 0,
@@ -220,6 +222,9 @@ impl Options {
         }
         if run && options.rows.is_empty() && !options.soaks {
             options.rows.extend(Row::ALL);
+        }
+        if only.is_none() {
+            options.contenders.retain(|known| known.kind != Kind::Floor);
         }
         if let Some(only) = only {
             for name in &only {

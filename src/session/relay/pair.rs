@@ -32,6 +32,14 @@ const DISCARD_LIMIT: Duration = Duration::from_secs(5);
 /// One end of a pair. Nothing here waits: what cannot be done now is `WouldBlock`, and the engine
 /// calls [`Pair::advance`] again when it may be possible.
 pub trait Side {
+    /// Whether a read would find nothing now, as far as that is known without one.
+    fn is_quiet(&self) -> bool {
+        false
+    }
+    /// Whether a flush would find nothing to send, as far as that is known without one.
+    fn is_flushed(&self) -> bool {
+        false
+    }
     /// Reads some bytes; 0 is the end.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
     /// Writes some of `bytes`, which are not empty.

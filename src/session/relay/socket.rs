@@ -185,6 +185,14 @@ impl Transport for Registered<'_> {
 }
 
 impl Side for Registered<'_> {
+    fn is_quiet(&self) -> bool {
+        !self.socket.readable && self.socket.tls.is_none()
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.socket.tls.is_none()
+    }
+
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let tls = self.over_tls(|session, shelf, socket| session.read(shelf, socket, buffer));
         match tls {

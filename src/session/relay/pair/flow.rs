@@ -114,6 +114,9 @@ impl Flow {
                 continue;
             }
             match self.state {
+                State::Open if sender.is_quiet() && receiver.is_flushed() => {
+                    return Ok(Progress::Wait);
+                }
                 State::Open => {
                     match receiver.flush() {
                         Ok(()) => {}
