@@ -2,5 +2,6 @@
 //! unsafe code.
 #![allow(unsafe_code)]
 
+pub(crate) mod kdf;
 pub(crate) mod memory;
 pub(crate) mod openssl;

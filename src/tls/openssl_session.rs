@@ -112,7 +112,9 @@ impl OpenSslSession {
         self.with_staging(shelf, |session| {
             loop {
                 let (before, place) = (session.written(), session.stream.get_ref().place());
+                keylog::listen();
                 let shaken = session.stream.do_handshake();
+                keylog::keep(session.ssl());
                 if let Some(flights) = &mut session.flights {
                     flights.note(session.stream.get_ref().written_since(before));
                     flights.note_read(session.stream.get_ref().read_since(place));

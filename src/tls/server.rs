@@ -123,16 +123,16 @@ fn context(
     settings: &TlsSettings,
     tickets: &Arc<TicketKeys>,
 ) -> Result<SslContext, ErrorStack> {
-    let mut builder = SslContext::builder(SslMethod::tls_server())?;
+    let mut builder = match settings.record_layer {
+        RecordLayer::Own => keylog::server_context()?,
+        RecordLayer::OpenSsl => SslContext::builder(SslMethod::tls_server())?,
+    };
     common(&mut builder);
     builder.set_options(SslOptions::NO_RENEGOTIATION);
     builder.set_session_cache_mode(SslSessionCacheMode::OFF);
     // One ticket is what a device that reconnects needs; OpenSSL would send two.
     builder.set_num_tickets(1)?;
     tickets.serve(&mut builder)?;
-    if settings.record_layer == RecordLayer::Own {
-        keylog::use_own_records(&mut builder)?;
-    }
     versions(&mut builder, &ssl.ssl_protocols)?;
     let ciphers = settings.ciphers.as_deref();
     builder.set_cipher_list(ciphers.unwrap_or(DEFAULT_CIPHERS))?;

@@ -87,7 +87,7 @@ impl Session {
     }
 
     /// Lets go of OpenSSL's part of a client's session, when its context was built for that
-    /// ([`use_own_records`](super::records::keylog::use_own_records)), its handshake has just
+    /// ([`server_context`](super::records::keylog::server_context)), its handshake has just
     /// ended, nothing has been read or written since, and its version and cipher are among
     /// those that [`super::records`] do. Everything else stays as it is. What is wanted of
     /// [`Session::ssl`] has to be read before.

@@ -37,8 +37,17 @@ pub fn certify(key: &PKey<Private>) -> X509 {
 
 /// A server's context with a certificate of its own, of these protocol versions only.
 pub fn server(version: SslVersion, more: impl FnOnce(&mut SslContextBuilder)) -> SslContext {
+    let builder = SslContext::builder(SslMethod::tls_server()).unwrap();
+    server_from(builder, version, more)
+}
+
+/// The same, begun by somebody else.
+pub fn server_from(
+    mut builder: SslContextBuilder,
+    version: SslVersion,
+    more: impl FnOnce(&mut SslContextBuilder),
+) -> SslContext {
     let (certificate, key) = certificate();
-    let mut builder = SslContext::builder(SslMethod::tls_server()).unwrap();
     common(&mut builder);
     limit(&mut builder, version);
     builder.set_certificate(&certificate).unwrap();

@@ -194,8 +194,8 @@ pub fn contexts(
         SslVersion::TLS1_3 => builder.set_ciphersuites(suite).unwrap(),
         _ => builder.set_cipher_list(suite).unwrap(),
     };
-    let server = testing::server(version, |builder| {
-        keylog::use_own_records(builder).unwrap();
+    let builder = keylog::server_context().unwrap();
+    let server = testing::server_from(builder, version, |builder| {
         only(builder);
         of_server(builder);
     });
