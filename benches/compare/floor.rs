@@ -32,7 +32,6 @@ struct Pair {
     ended: [bool; 2],
     /// What this side has not taken yet.
     owed: [Vec<u8>; 2],
-    connected: bool,
 }
 
 struct Floor {
@@ -99,7 +98,6 @@ impl Floor {
                 generation: self.generation,
                 ended: [false; 2],
                 owed: Default::default(),
-                connected: false,
             });
             let begun = self.watch(index, 0).and_then(|()| self.begin(index));
             if begun.is_err() {
@@ -146,13 +144,12 @@ impl Floor {
             Err(error) => return Err(error.into()),
         }
         pair.sockets[1] = Some(broker);
-        pair.connected = true;
         self.watch(index, 1)?;
         self.flush(index, 1).map(|_| ())
     }
 
     fn advance(&mut self, index: usize, side: usize, flags: EventFlags) -> io::Result<()> {
-        if !self.pairs[index].connected {
+        if self.pairs[index].sockets[1].is_none() {
             return self.begin(index);
         }
         if flags.contains(EventFlags::OUT) && self.flush(index, side)? {

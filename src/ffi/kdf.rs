@@ -4,7 +4,7 @@
 //! OpenSSL asks the providers for each algorithm that it needs (provider(7), provider-kdf(7)). This one
 //! has `TLS13-KDF` and nothing else, and only those contexts prefer it that are made here.
 
-use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::OnceLock;
@@ -12,6 +12,8 @@ use std::sync::OnceLock;
 use openssl::error::ErrorStack;
 use openssl::ssl::{SslContextBuilder, SslMethod};
 use openssl_sys as sys;
+
+use super::openssl::Param;
 
 /// What OpenSSL wants derived [RFC 8446 §7.1].
 pub struct Derivation<'a> {
@@ -49,16 +51,6 @@ struct Algorithm {
     properties: *const c_char,
     implementation: *const Dispatch,
     description: *const c_char,
-}
-
-/// See `OSSL_PARAM` there.
-#[repr(C)]
-struct Param {
-    key: *const c_char,
-    data_type: c_uint,
-    data: *mut c_void,
-    data_size: usize,
-    return_size: usize,
 }
 
 /// A constant that OpenSSL reads.
@@ -111,35 +103,21 @@ const PREFERRED: &CStr = c"?mqtt_proxy.derives=yes";
 const TLS13_KDF: &CStr = c"TLS13-KDF";
 const DEFAULT: &CStr = c"default";
 
+const fn entry(id: c_int, function: *const c_void) -> Dispatch {
+    Dispatch { id, function }
+}
+
+/// The end of a table of functions.
+const END: Dispatch = entry(0, ptr::null());
+
 static KDF: Table<[Dispatch; 7]> = Table([
-    Dispatch {
-        id: KDF_NEWCTX,
-        function: new_context as *const c_void,
-    },
-    Dispatch {
-        id: KDF_FREECTX,
-        function: no_context as *const c_void,
-    },
-    Dispatch {
-        id: KDF_RESET,
-        function: no_context as *const c_void,
-    },
-    Dispatch {
-        id: KDF_DERIVE,
-        function: derive as *const c_void,
-    },
-    Dispatch {
-        id: KDF_SETTABLE_CTX_PARAMS,
-        function: settable as *const c_void,
-    },
-    Dispatch {
-        id: KDF_SET_CTX_PARAMS,
-        function: set_nothing as *const c_void,
-    },
-    Dispatch {
-        id: 0,
-        function: ptr::null(),
-    },
+    entry(KDF_NEWCTX, new_context as *const c_void),
+    entry(KDF_FREECTX, no_context as *const c_void),
+    entry(KDF_RESET, no_context as *const c_void),
+    entry(KDF_DERIVE, derive as *const c_void),
+    entry(KDF_SETTABLE_CTX_PARAMS, settable as *const c_void),
+    entry(KDF_SET_CTX_PARAMS, set_nothing as *const c_void),
+    END,
 ]);
 static ALGORITHMS: Table<[Algorithm; 2]> = Table([
     Algorithm {
@@ -155,16 +133,8 @@ static ALGORITHMS: Table<[Algorithm; 2]> = Table([
         description: ptr::null(),
     },
 ]);
-static PROVIDER: Table<[Dispatch; 2]> = Table([
-    Dispatch {
-        id: PROVIDER_QUERY_OPERATION,
-        function: query as *const c_void,
-    },
-    Dispatch {
-        id: 0,
-        function: ptr::null(),
-    },
-]);
+static PROVIDER: Table<[Dispatch; 2]> =
+    Table([entry(PROVIDER_QUERY_OPERATION, query as *const c_void), END]);
 static NO_PARAMS: Table<[Param; 1]> = Table([Param {
     key: ptr::null(),
     data_type: 0,

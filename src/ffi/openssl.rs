@@ -92,12 +92,12 @@ type TicketCallback = unsafe extern "C" fn(
 
 /// `OSSL_PARAM` of `openssl/core.h`, a public structure of OpenSSL 3.
 #[repr(C)]
-struct Param {
-    key: *const c_char,
-    data_type: c_uint,
-    data: *mut c_void,
-    data_size: usize,
-    return_size: usize,
+pub(super) struct Param {
+    pub key: *const c_char,
+    pub data_type: c_uint,
+    pub data: *mut c_void,
+    pub data_size: usize,
+    pub return_size: usize,
 }
 
 const PARAM_UTF8_STRING: c_uint = 4;

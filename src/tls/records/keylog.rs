@@ -3,7 +3,7 @@
 //! else.
 
 use std::cell::RefCell;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
@@ -89,13 +89,24 @@ fn log_index() -> Result<LogIndex, ErrorStack> {
     index_once(&INDEX, Ssl::new_ex_index)
 }
 
+/// What a connection that was prepared has kept.
+fn log_of(ssl: &SslRef) -> Option<MutexGuard<'_, TrafficSecrets>> {
+    let log = ssl.ex_data(log_index().ok()?)?;
+    Some(log.0.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn mark(builder: &mut SslContextBuilder) -> Result<(), ErrorStack> {
+    builder.set_ex_data(context_index()?, Marked);
+    log_index()?;
+    Ok(())
+}
+
 /// Has the connections of a context of the server's side get records of our own.
 ///
 /// # Errors
 /// When OpenSSL has no memory.
 pub fn use_own_records(builder: &mut SslContextBuilder) -> Result<(), ErrorStack> {
-    builder.set_ex_data(context_index()?, Marked);
-    log_index()?;
+    mark(builder)?;
     builder.set_keylog_callback(note);
     Ok(())
 }
@@ -109,8 +120,7 @@ pub fn use_own_records(builder: &mut SslContextBuilder) -> Result<(), ErrorStack
 pub fn server_context() -> Result<SslContextBuilder, ErrorStack> {
     match kdf::server_context(derive) {
         Some(mut builder) => {
-            builder.set_ex_data(context_index()?, Marked);
-            log_index()?;
+            mark(&mut builder)?;
             Ok(builder)
         }
         None => {
@@ -149,10 +159,8 @@ pub fn listen() {
 
 /// Ends that. A connection that was prepared keeps what was derived.
 pub fn keep(ssl: &SslRef) {
-    let log = log_index().ok().and_then(|index| ssl.ex_data(index));
     DERIVED.with_borrow_mut(|derived| {
-        if let (Some(log), Some(derived)) = (log, &*derived) {
-            let mut secrets = log.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(mut secrets), Some(derived)) = (log_of(ssl), &*derived) {
             if derived.client.is_some() {
                 secrets.client.clone_from(&derived.client);
             }
@@ -175,8 +183,7 @@ pub fn attach(ssl: &mut Ssl) {
 
 /// The secrets of a connection that was prepared; it has none any more.
 pub fn take(ssl: &SslRef) -> Option<TrafficSecrets> {
-    let log = ssl.ex_data(log_index().ok()?)?;
-    let mut secrets = log.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut secrets = log_of(ssl)?;
     // Not moved out of there, which would leave them behind.
     let taken = secrets.clone();
     *secrets = TrafficSecrets::default();
@@ -185,12 +192,11 @@ pub fn take(ssl: &SslRef) -> Option<TrafficSecrets> {
 
 /// A line of the key log [RFC 9850]: label, random value of the client, secret.
 fn note(ssl: &SslRef, line: &str) {
-    let Some(log) = log_index().ok().and_then(|index| ssl.ex_data(index)) else {
+    let Some(mut secrets) = log_of(ssl) else {
         return;
     };
     let mut words = line.split(' ');
     let (label, secret) = (words.next(), words.nth(1));
-    let mut secrets = log.0.lock().unwrap_or_else(PoisonError::into_inner);
     let place = match label {
         Some("CLIENT_TRAFFIC_SECRET_0") => &mut secrets.client,
         Some("SERVER_TRAFFIC_SECRET_0") => &mut secrets.server,
