@@ -93,6 +93,23 @@ fn those_that_are_still_on_their_way_are_told() {
 }
 
 #[test]
+fn one_that_is_asked_for_as_the_old_process_leaves_waits_for_its_end() {
+    let mut served = Served::with(3);
+    let (mut slow, rest) = served.slow();
+    served.proxy.begin_upgrade();
+    let mark = served.proxy.mark();
+    served.proxy.signal_current(Signal::USR2);
+    served
+        .proxy
+        .wait_for_output_after(mark, "SIGUSR2: upgrading", SOON);
+    slow.send(&rest);
+    slow.expect(ACCEPTED);
+    served.live.push(slow);
+    assert_eq!(served.proxy.handed_over(mark).connections, 4);
+    served.expect_as_before();
+}
+
+#[test]
 fn one_of_several_processes_is_named_by_its_configuration_or_its_id() {
     let broker = Broker::mqtt();
     let ports = [free_port(), free_port()];

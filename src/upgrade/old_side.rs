@@ -38,6 +38,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// a place cannot hear it before there is one; its connection is counted.
 const PAUSE_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long an upgrade that is asked for waits for the end of the one before it.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(5);
+
 /// How long the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -91,8 +94,6 @@ impl OldSide {
     pub fn begin(self: &Arc<Self>, start: Option<Command>, report: Report) {
         let busy = if self.leaving.load(Ordering::SeqCst) {
             Some("this process is leaving")
-        } else if self.taking_over.load(Ordering::SeqCst) {
-            Some("the process before this one has not left yet")
         } else if self.busy.swap(true, Ordering::SeqCst) {
             Some("an upgrade is under way already")
         } else {
@@ -139,7 +140,23 @@ impl OldSide {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until the process before this one has left. Whoever saw its end may be here before
+    /// this process has.
+    fn wait_for_predecessor(&self) -> Result<(), UpgradeError> {
+        let deadline = Instant::now() + PREDECESSOR_LIMIT;
+        while self.taking_over.load(Ordering::SeqCst) {
+            self.stays()?;
+            if Instant::now() >= deadline {
+                let why = "the process before this one has not left yet";
+                return Err(UpgradeError::Busy(why));
+            }
+            std::thread::park_timeout(LOOK / 10);
+        }
+        Ok(())
+    }
+
     fn upgrade(&self, start: Option<Command>, report: &Report) -> Result<(), UpgradeError> {
+        self.wait_for_predecessor()?;
         let mut child = match start {
             Some(mut command) => Some(command.spawn().map_err(UpgradeError::Start)?),
             None => None,
