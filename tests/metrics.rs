@@ -78,6 +78,11 @@ fn each_stage_of_a_connection_has_its_histogram() {
         client.send(&Connect::v311("a").build());
         client.expect(&[0x20, 2, 0, 5]);
     }
+    // The client may have its CONNACK before it is counted.
+    wait_until("three CONNACKs", SOON, || {
+        let counted = value(local(scrape), "mqtt_proxy_connack_seconds_count", &[]);
+        (counted == 3.0).then_some(())
+    });
     let text = get(local(scrape), PATH).2;
     for (name, labels) in [
         ("mqtt_proxy_connect_parse_seconds", &[][..]),
