@@ -121,7 +121,7 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListenService<A> {
         _listeners_per_fd: usize,
     ) {
         let mut accepting = JoinSet::new();
-        let mut doors = false;
+        let mut turn = None;
         for (listener, socket) in self.sockets.drain(..) {
             if let Some(relays) = &self.relays
                 && relays.can_relay()
@@ -129,9 +129,10 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListenService<A> {
                 log::info!("listening on {}", listener.address);
                 let app = self.app.clone();
                 let admission = &self.admission;
+                // Counted before anything is accepted: an upgrade waits for those that are counted.
+                turn.get_or_insert_with(|| Turn::new(admission, &shutdown));
                 let door = AppDoor::new(app, listener, socket, admission, shutdown.clone());
                 relays.listen(&(Arc::new(door) as Arc<dyn Door>));
-                doors = true;
                 continue;
             }
             match TcpListener::from_std(socket) {
@@ -143,9 +144,8 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListenService<A> {
                 Err(error) => log::error!("cannot listen on {}: {error}", listener.address),
             }
         }
-        if let Some(relays) = self.relays.clone().filter(|_| doors) {
-            let admission = self.admission.clone();
-            accepting.spawn(follow(relays, admission, shutdown.clone()));
+        if let (Some(relays), Some(turn)) = (&self.relays, turn) {
+            accepting.spawn(follow(relays.clone(), turn, shutdown.clone()));
         }
         let _ = self.admission.runtime.set(Handle::current());
         // Nobody listens unless this process takes over from another one.
@@ -231,9 +231,7 @@ impl Turn {
 }
 
 /// Has the relay threads accept, or not, as it is told, until the shutdown begins.
-async fn follow(relays: Arc<Relays>, admission: Admission, shutdown: ShutdownWatch) {
-    let mut turn = Turn::new(&admission, &shutdown);
-    let mut stopped = shutdown;
+async fn follow(relays: Arc<Relays>, mut turn: Turn, mut stopped: ShutdownWatch) {
     loop {
         tokio::select! {
             () = until(&mut stopped, true) => return relays.stop_listening(),
