@@ -47,7 +47,7 @@ impl Latencies {
     }
 }
 
-/// Plain MQTT clients: messages on live connections, and new connections, until `stop`.
+/// Plain MQTT clients: messages on live connections, and new connections, at least once and until `stop`.
 fn plain_traffic(port: u16, stop: &AtomicBool) -> (Latencies, Latencies) {
     let timed = |action: &mut dyn FnMut()| {
         let started = Instant::now();
@@ -58,7 +58,7 @@ fn plain_traffic(port: u16, stop: &AtomicBool) -> (Latencies, Latencies) {
         .map(|n| Client::mqtt(port, &Connect::v311(&format!("plain-{n}"))))
         .collect();
     let (mut messages, mut connections) = (Vec::new(), Vec::new());
-    while !stop.load(Ordering::SeqCst) {
+    loop {
         for client in &mut live {
             messages.push(timed(&mut || {
                 client.send(PINGREQ);
@@ -68,6 +68,9 @@ fn plain_traffic(port: u16, stop: &AtomicBool) -> (Latencies, Latencies) {
         connections.push(timed(&mut || {
             drop(Client::mqtt(port, &Connect::v311("plain-new")));
         }));
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
     }
     (Latencies::of(messages), Latencies::of(connections))
 }

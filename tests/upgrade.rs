@@ -271,7 +271,7 @@ fn connections_on_their_way_finish_in_the_old_process_and_follow() {
         "stream_routes:\n  \
          - {{id: 1, server_port: {port}, {route}, upstream: {{nodes: {{\"{near}\": 1}}}}}}\n  \
          - {{id: 2, {route}, upstream: {{type: roundrobin, retries: 1, \
-         timeout: {{connect: 4, send: 60, read: 60}}, nodes: \
+         timeout: {{connect: 8, send: 60, read: 60}}, nodes: \
          [{{host: 127.0.0.1, port: {}, weight: 1, priority: 1}}, \
          {{host: 127.0.0.1, port: {}, weight: 1, priority: 0}}]}}}}\n#END\n",
         hole.addr().port(),

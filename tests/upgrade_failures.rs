@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mqtt_proxy::upgrade::channel::Channel;
 use rustix::process::Signal;
-use support::generations::send_signal;
+use support::generations::{send_signal, stop};
 use support::handover::{expect, kind, socket_in};
 use support::mqtt::ACCEPTED;
 use support::random::Random;
@@ -293,7 +293,7 @@ fn a_commit_that_was_given_up_cannot_be_taken_up_later() {
     let (mut slow, rest) = served.slow();
     let first = served.proxy.current();
     let moved = served.proxy.begin_upgrade();
-    send_signal(moved.pid, Signal::STOP);
+    stop(moved.pid);
     let mark = served.proxy.mark();
     slow.send(&rest);
     // The process that serves does not answer, and is not dead.

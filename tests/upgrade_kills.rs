@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use mqtt_proxy::upgrade::channel::Channel;
 use rustix::process::Signal;
 use support::generations::{
-    FAILED, Generations, HANDED_OVER, belongs_to, runs, runtime_directory, send_signal,
+    FAILED, Generations, HANDED_OVER, belongs_to, runs, runtime_directory, send_signal, stop,
 };
 use support::handover::{
     Waiting, carry_all, connect, expect, forward, forward_listeners, forward_pairs,
@@ -149,10 +149,7 @@ fn a_stopped_and_continued_new_process_loses_nobody() {
     let old = served.proxy.current();
     let moved = served.proxy.begin_upgrade();
     for _ in 0..3 {
-        send_signal(moved.pid, Signal::STOP);
-        wait_until("it to stop", SOON, || {
-            state(moved.pid).starts_with('T').then_some(())
-        });
+        stop(moved.pid);
         send_signal(moved.pid, Signal::CONT);
         served.live.iter_mut().for_each(Client::expect_alive);
     }
@@ -162,12 +159,6 @@ fn a_stopped_and_continued_new_process_loses_nobody() {
     served.live.push(slow);
     served.proxy.wait_until_gone(old);
     served.expect_as_before();
-}
-
-fn state(pid: u32) -> String {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit(')').next().unwrap_or_default();
-    state.trim_start().to_owned()
 }
 
 #[test]
@@ -394,10 +385,7 @@ fn role_between_two_processes() {
     let commit = forward_pairs(&old, &new);
     if step == "commit" {
         // It finds the COMMIT when everybody else is gone already.
-        send_signal(second, Signal::STOP);
-        wait_until("it to stop", SOON, || {
-            state(second).starts_with('T').then_some(())
-        });
+        stop(second);
         pass(&commit, &new).expect("room in the channel");
     }
     let first: u32 = first.parse().expect("a process id");

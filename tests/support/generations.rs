@@ -304,11 +304,26 @@ pub fn send_signal(pid: u32, signal: Signal) {
     let _ = kill_process(pid.expect("a process id"), signal);
 }
 
+/// Stops a process (SIGSTOP), and waits until all its threads stand still.
+pub fn stop(pid: u32) {
+    send_signal(pid, Signal::STOP);
+    wait_until("every thread to stop", SOON, || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+        let mut states = threads.flatten().map(|thread| state(&thread.path()));
+        states.all(|state| state == Some('T')).then_some(())
+    });
+}
+
 /// Whether the process runs: a zombie does not.
 pub fn runs(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
-    !state.is_empty() && !state.starts_with(['Z', 'X'])
+    let state = state(format!("/proc/{pid}").as_ref());
+    state.is_some_and(|state| !['Z', 'X'].contains(&state))
+}
+
+/// The state of a process or thread by its folder in /proc; `None` when it is gone.
+fn state(folder: &Path) -> Option<char> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
 fn processes_of(files: &Files) -> Vec<u32> {
