@@ -18,20 +18,28 @@ pub struct Wire {
     owed: Vec<u8>,
     /// How much of `owed` has been sent.
     sent: usize,
+    /// What is left to be read of a record that has come whole.
+    unread: usize,
     /// The peer has ended the stream below.
     pub ended: bool,
 }
 
-/// Whether these bytes begin with a whole record, or with something that will never be one: then
-/// OpenSSL shall say so.
-pub fn has_record(bytes: &[u8]) -> bool {
-    let Some((header, rest)) = bytes.split_first_chunk::<RECORD_HEADER>() else {
-        return false;
-    };
+/// How long the record is that these bytes begin with, header included, if it is whole. What will
+/// never be one is as long as it is: OpenSSL shall say so.
+fn whole_record(bytes: &[u8]) -> Option<usize> {
+    let (header, rest) = bytes.split_first_chunk::<RECORD_HEADER>()?;
     let [kind, major, _, high, low] = *header;
     let length = usize::from(u16::from_be_bytes([high, low]));
     let possible = (20..=24).contains(&kind) && major == 3 && length <= MAX_RECORD - RECORD_HEADER;
-    !possible || rest.len() >= length
+    match possible {
+        true => (rest.len() >= length).then_some(RECORD_HEADER + length),
+        false => Some(bytes.len()),
+    }
+}
+
+/// Whether these bytes begin with a whole record, or with something that will never be one.
+pub fn has_record(bytes: &[u8]) -> bool {
+    whole_record(bytes).is_some()
 }
 
 impl Wire {
@@ -157,13 +165,13 @@ impl Read for Wire {
         let Some(staging) = &mut self.staging else {
             return Err(ErrorKind::WouldBlock.into());
         };
-        match staging.take(buffer.len()) {
-            [] => Err(ErrorKind::WouldBlock.into()),
-            bytes => {
-                buffer[..bytes.len()].copy_from_slice(bytes);
-                Ok(bytes.len())
-            }
+        if self.unread == 0 {
+            self.unread = whole_record(staging.received()).ok_or(ErrorKind::WouldBlock)?;
         }
+        let bytes = staging.take(buffer.len().min(self.unread));
+        buffer[..bytes.len()].copy_from_slice(bytes);
+        self.unread -= bytes.len();
+        Ok(bytes.len())
     }
 }
 

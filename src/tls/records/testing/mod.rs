@@ -210,10 +210,19 @@ impl Pair {
     }
 
     /// The same of these, with bytes that the client sends together with its Finished.
-    pub fn between(server: Ssl, mut client: Ssl, early: &[u8]) -> Self {
+    pub fn between(server: Ssl, client: Ssl, early: &[u8]) -> Self {
+        Self::in_parts_of(usize::MAX, server, client, early)
+    }
+
+    /// The same over a network that brings so many bytes at a time.
+    pub fn in_parts_of(size: usize, server: Ssl, mut client: Ssl, early: &[u8]) -> Self {
+        let socket = Socket {
+            at_once: size,
+            ..Socket::default()
+        };
         let mut server = Server {
             session: Session::accept(server, Vec::new()).unwrap(),
-            socket: Socket::default(),
+            socket,
             shelf: Shelf::default(),
         };
         client.set_connect_state();
