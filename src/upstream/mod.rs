@@ -363,8 +363,9 @@ impl Upstream {
         let user: Weak<Upstream> = Arc::downgrade(self);
         let counted = self.levels.iter().any(Level::counts);
         for node in self.nodes() {
-            if self.checks().is_none() {
-                node.health().forget();
+            match self.checks() {
+                Some(_) => node.health().learn(),
+                None => node.health().forget(),
             }
             node.serve(user.clone(), counted);
         }
@@ -442,14 +443,18 @@ impl Upstream {
         let (upstream, node_label) = (&self.label, node.label());
         match change {
             Change::Healthy => {
+                node.tell_health_changed();
+                // Whoever reads this finds the node in use.
                 log::info!("upstream {upstream}: node {node_label} is healthy again: {why}");
             }
-            Change::Unhealthy(count, failure) => log::warn!(
-                "upstream {upstream}: node {node_label} is unhealthy: {count} {} in a row, last: {why}",
-                failure.plural()
-            ),
+            Change::Unhealthy(count, failure) => {
+                log::warn!(
+                    "upstream {upstream}: node {node_label} is unhealthy: {count} {} in a row, last: {why}",
+                    failure.plural()
+                );
+                node.tell_health_changed();
+            }
         }
-        node.tell_health_changed();
     }
 
     /// Has the balancers follow the health of their nodes; says whether all are unhealthy now and

@@ -101,6 +101,7 @@ impl Health {
             probed: at(carried.probed_ms),
             // Without a time, an unhealthy node that is not probed would never get another chance.
             changed: at(carried.changed_ms).or((!carried.healthy).then_some(now)),
+            unchecked: state.unchecked,
         };
         self.healthy.store(carried.healthy, Ordering::Relaxed);
         let counters = [

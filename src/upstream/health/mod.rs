@@ -121,6 +121,8 @@ struct State {
     probed: Option<Instant>,
     /// When the state changed last; `None` = never.
     changed: Option<Instant>,
+    /// Nobody checks this node: what an upstream of before still learns counts for nothing.
+    unchecked: bool,
 }
 
 /// The health of one node. Lives as long as the node, so through reloads.
@@ -193,6 +195,9 @@ impl Health {
     /// A probe or a connect failed.
     pub fn failed(&self, seen: Seen, failure: Failure, limits: &Limits) -> Option<Change> {
         let mut state = self.state();
+        if state.unchecked {
+            return None;
+        }
         let counts = match seen {
             Seen::Probe => &mut state.probes,
             Seen::Connect => {
@@ -221,10 +226,19 @@ impl Health {
         (!self.is_healthy()).then(|| self.change(state, Change::Healthy))
     }
 
-    /// Health is not checked any more: forgets everything.
+    /// Health is checked from now on.
+    pub fn learn(&self) {
+        self.state().unchecked = false;
+    }
+
+    /// Health is not checked any more: forgets everything. Probes and connects that are under way
+    /// make no difference.
     pub fn forget(&self) {
         let mut state = self.state();
-        *state = State::default();
+        *state = State {
+            unchecked: true,
+            ..State::default()
+        };
         self.healthy.store(true, Ordering::Relaxed);
     }
 
@@ -378,6 +392,20 @@ mod tests {
         health.forget();
         assert!(health.is_healthy());
         assert_eq!(health.transitions(), (0, 1));
-        assert_eq!(health.failed(Seen::Connect, Failure::Tcp, &LIMITS), None);
+    }
+
+    #[test]
+    fn what_was_under_way_when_checks_ended_makes_no_node_unhealthy() {
+        let health = Health::default();
+        health.forget();
+        for _ in 0..3 {
+            assert_eq!(health.failed(Seen::Probe, Failure::Tcp, &LIMITS), None);
+            assert_eq!(health.failed(Seen::Connect, Failure::Tcp, &LIMITS), None);
+        }
+        assert_eq!(health.snapshot().status(), "healthy");
+        health.learn();
+        assert_eq!(health.failed(Seen::Probe, Failure::Tcp, &LIMITS), None);
+        let change = health.failed(Seen::Probe, Failure::Tcp, &LIMITS);
+        assert_eq!(change, Some(Change::Unhealthy(2, Failure::Tcp)));
     }
 }
