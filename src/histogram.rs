@@ -66,8 +66,9 @@ impl Histogram {
         // Small values are the common ones.
         let bucket = BOUNDS.iter().position(|&bound| nanos <= bound);
         let shard = &self.shards()[own_shard(SHARDS)];
-        shard.buckets[bucket.unwrap_or(BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
         shard.sum.fetch_add(nanos, Ordering::Relaxed);
+        // Whoever finds it counted finds it in the sum.
+        shard.buckets[bucket.unwrap_or(BUCKETS - 1)].fetch_add(1, Ordering::Release);
     }
 
     /// What was counted so far; `None` when nothing was.
@@ -76,7 +77,7 @@ impl Histogram {
         let total = |get: &dyn Fn(&Shard) -> &AtomicU64| {
             let each = shards
                 .iter()
-                .map(|shard| get(shard).load(Ordering::Relaxed));
+                .map(|shard| get(shard).load(Ordering::Acquire));
             each.fold(0_u64, u64::wrapping_add)
         };
         let counts: Vec<u64> = (0..BUCKETS)

@@ -81,14 +81,20 @@ impl Drain {
         let (told, mut end) = self.times(now);
         let (relays, connections) = (self.leaving.relays.clone(), self.connections.clone());
         let mut exodus = Exodus::begin(relays, connections, rate, Some(told), will);
+        let (mut due, mut extended) = (end, false);
         loop {
             let now = Instant::now();
             if now >= end {
-                return;
+                if due >= end || extended {
+                    return;
+                }
+                // The machine stood still when it was time to tell the last ones.
+                exodus.hurry();
+                (end, extended) = (now + MOMENT, true);
             }
-            let again = exodus.step(now).min(end);
+            due = exodus.step(now);
             tokio::select! {
-                () = tokio::time::sleep_until(again.into()) => {}
+                () = tokio::time::sleep_until(due.min(end).into()) => {}
                 () = self.hurry.notified() => {
                     exodus.hurry();
                     end = end.min(Instant::now() + HURRY);

@@ -203,11 +203,12 @@ pub(super) fn run(files: &Files, upgrade: bool) -> Result<(), Failure> {
         }
         (_, control) => Starting::with(move || {
             if has_started.recv().is_ok() {
-                systemd::ready();
                 if let Some(control) = control {
+                    // Whoever hears that this process is ready may ask it for an upgrade.
                     control.publish();
                     control.sweep();
                 }
+                systemd::ready();
             }
         }),
     };

@@ -108,7 +108,8 @@ mod tests {
         let start = Instant::now();
         let mut pace = Pace::from(start);
         let count = pace.due(start + Duration::from_secs(60), 100.0, usize::MAX);
-        assert!((20..30).contains(&count), "{count}");
+        // A quarter of a second: 25, and gaps are random.
+        assert!((17..36).contains(&count), "{count}");
     }
 
     #[test]

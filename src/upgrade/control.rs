@@ -8,9 +8,9 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use rustix::net::{Shutdown, shutdown, sockopt::socket_peercred};
 use serde::{Deserialize, Serialize};
 
 use super::channel::trusted_peer;
+use super::socket_path::{FileId, file, listen};
 use super::{START_LIMIT, STEP_LIMIT};
 
 /// The longest line of either side.
@@ -107,18 +108,15 @@ type Upgrade = Box<dyn Fn(Report) + Send + Sync>;
 pub struct Control {
     path: PathBuf,
     bound: Mutex<Option<Bound>>,
+    /// It is not to be found any more.
+    withdrawn: AtomicBool,
     upgrade: OnceLock<Upgrade>,
 }
 
 struct Bound {
     listener: UnixListener,
     /// Device and number of its file: another process may have put its own there since.
-    file: (u64, u64),
-}
-
-fn file(path: &Path) -> Option<(u64, u64)> {
-    let found = fs::symlink_metadata(path).ok()?;
-    Some((found.dev(), found.ino()))
+    file: FileId,
 }
 
 impl Control {
@@ -127,6 +125,7 @@ impl Control {
         Control {
             path,
             bound: Mutex::default(),
+            withdrawn: AtomicBool::new(false),
             upgrade: OnceLock::new(),
         }
     }
@@ -141,6 +140,10 @@ impl Control {
     /// `mqtt-proxy upgrade`.
     pub fn publish(self: &Arc<Self>) {
         let mut bound = self.bound();
+        // Looked at under the lock, like the socket itself.
+        if self.withdrawn.load(Ordering::Relaxed) {
+            return;
+        }
         if bound
             .as_ref()
             .is_some_and(|bound| file(&self.path) == Some(bound.file))
@@ -161,18 +164,7 @@ impl Control {
     }
 
     fn bind(self: &Arc<Self>) -> io::Result<Bound> {
-        let fresh = self.path.with_extension(std::process::id().to_string());
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&fresh)?;
-        let renamed = fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))
-            .and_then(|()| file(&fresh).ok_or(ErrorKind::NotFound.into()))
-            .and_then(|file| fs::rename(&fresh, &self.path).map(|()| file));
-        let file = renamed.inspect_err(|_| {
-            let _ = fs::remove_file(&fresh);
-        })?;
+        let (listener, file) = listen(&self.path)?;
         let (accepting, own) = (listener.try_clone()?, self.clone());
         std::thread::Builder::new()
             .name("control".to_owned())
@@ -200,7 +192,9 @@ impl Control {
 
     /// Takes the socket away, as far as it is this process's: it leaves, and nobody follows.
     pub fn withdraw(&self) {
-        if let Some(bound) = self.bound().take() {
+        let mut bound = self.bound();
+        self.withdrawn.store(true, Ordering::Relaxed);
+        if let Some(bound) = bound.take() {
             let _ = shutdown(&bound.listener, Shutdown::Both);
             if file(&self.path) == Some(bound.file) {
                 let _ = fs::remove_file(&self.path);

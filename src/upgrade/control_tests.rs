@@ -1,3 +1,5 @@
+use std::os::unix::fs::MetadataExt;
+
 use super::*;
 
 fn moved() -> Event {
@@ -30,6 +32,8 @@ fn a_process_is_found_by_its_socket_and_tells_how_the_upgrade_goes() {
     assert_eq!(events, [moved()]);
     control.withdraw();
     assert!(!path.exists());
+    control.publish();
+    assert!(!path.exists(), "it leaves");
 }
 
 #[test]

@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +18,7 @@ use super::channel::Channel;
 use super::control::Control;
 use super::message::{Hello, Listeners, Listening, State, hear, kind, read, say};
 use super::record::{PairRecord, decode};
-use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, SUCCEEDED, UpgradeError};
+use super::{PROTOCOL, START_LIMIT, STEP_LIMIT, SUCCEEDED, UpgradeError, socket_path};
 use crate::session::connections::Connections;
 use crate::session::listener::Listener;
 use crate::session::outcome::{Access, Phase, Record};
@@ -47,12 +45,7 @@ pub struct Inherited {
 pub fn receive(socket: &Path) -> Result<Inherited, UpgradeError> {
     let step = "waiting for the old process";
     let failed = UpgradeError::at(step);
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(socket).map_err(&failed)?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(&failed)?;
+    let (listener, _) = socket_path::listen(socket).map_err(&failed)?;
     // accept(2) heeds the receive timeout.
     SockRef::from(&listener)
         .set_read_timeout(Some(START_LIMIT))

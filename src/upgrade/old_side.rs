@@ -109,11 +109,12 @@ impl OldSide {
         std::thread::spawn(move || {
             if let Err(error) = own.upgrade(start, &report) {
                 own.metrics.upgraded(error.result());
-                log::error!("upgrade failed, this process goes on serving: {error}");
                 own.control.publish();
+                // Whoever hears that it failed may try again.
+                own.busy.store(false, Ordering::SeqCst);
+                log::error!("upgrade failed, this process goes on serving: {error}");
                 report.tell(&failure(&error));
             }
-            own.busy.store(false, Ordering::SeqCst);
         });
     }
 

@@ -2,7 +2,8 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 /// The socket for upgrades of the process that runs `config`: in the runtime directory that
@@ -20,6 +21,36 @@ pub fn of(config: &Path) -> io::Result<PathBuf> {
         None => private(SYSTEM_FOLDER.into()).or_else(|_| private(temporary_folder()))?,
     };
     Ok(folder.join(format!("upgrade-{name}.sock")))
+}
+
+/// Device and number of a file.
+pub type FileId = (u64, u64);
+
+/// Which file has this name now.
+pub fn file(path: &Path) -> Option<FileId> {
+    let found = fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+/// Listens at `path`, for this user alone. The socket has this name only once it listens, and takes
+/// the place of one of before.
+///
+/// # Errors
+/// When the folder cannot be written to.
+pub fn listen(path: &Path) -> io::Result<(UnixListener, FileId)> {
+    let fresh = path.with_extension(std::process::id().to_string());
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&fresh)?;
+    let renamed = fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))
+        .and_then(|()| file(&fresh).ok_or(ErrorKind::NotFound.into()))
+        .and_then(|file| fs::rename(&fresh, path).map(|()| file));
+    let file = renamed.inspect_err(|_| {
+        let _ = fs::remove_file(&fresh);
+    })?;
+    Ok((listener, file))
 }
 
 /// The folder that a process of systemd has, and that of a process which root started.

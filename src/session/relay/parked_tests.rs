@@ -3,6 +3,8 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,24 @@ use super::super::testing::{self, Counts, DEADLINE, connected};
 use super::*;
 use crate::tls::link::Link;
 
+/// Opened by the test.
+#[derive(Clone, Default)]
+struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    fn open(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until it is open, though not as long as the test itself waits for anything.
+    fn wait(&self) {
+        let end = Instant::now() + DEADLINE / 2;
+        while !self.0.load(Ordering::SeqCst) && Instant::now() < end {
+            std::thread::yield_now();
+        }
+    }
+}
+
 /// Waits for `wanted` bytes, after having sent what it owes.
 struct Reader {
     wanted: usize,
@@ -21,6 +41,8 @@ struct Reader {
     owes: usize,
     until: Instant,
     costs: Option<Duration>,
+    /// Costly as well, and waited for in the first step.
+    gate: Option<Gate>,
     steps: usize,
     over: Sender<(Vec<u8>, usize, OwnedFd)>,
 }
@@ -34,6 +56,7 @@ impl Reader {
             owes: 0,
             until: Instant::now() + DEADLINE,
             costs: None,
+            gate: None,
             steps: 0,
             over,
         };
@@ -54,11 +77,14 @@ impl Waiting for Reader {
     }
 
     fn is_costly(&self) -> bool {
-        self.costs.is_some()
+        self.costs.is_some() || self.gate.is_some()
     }
 
     fn step(&mut self, socket: BorrowedFd<'_>) -> Step {
         self.steps += 1;
+        if let Some(gate) = &self.gate {
+            gate.wait();
+        }
         if let Some(costs) = self.costs {
             let end = Instant::now() + costs;
             while Instant::now() < end {}
@@ -133,12 +159,12 @@ fn whoever_owes_goes_on_when_there_is_room() {
     assert_eq!(heard.recv_timeout(DEADLINE).unwrap().0, b"a");
 }
 
-/// Forty costly steps, each as long as a signature with RSA, are due at once; a message goes there
-/// and back between two of them, not after all.
+/// Forty costly steps, each longer than a signature with RSA, are due at once; a message that comes
+/// during the second passes before the last.
 #[test]
 fn costly_steps_let_messages_pass() {
     const COSTLY: usize = 40;
-    const COSTS: Duration = Duration::from_millis(20);
+    const COSTS: Duration = Duration::from_millis(2);
     let runtime = testing::runtime();
     let counts = Counts::default();
     let (mut client, client_side) = connected(None);
@@ -151,20 +177,30 @@ fn costly_steps_let_messages_pass() {
     let idle = IdleTimeout::default();
     let engine = testing::relayed(&runtime, links, [b"", b""], idle, &counts);
     let mut hanging = Vec::new();
-    for _ in 0..COSTLY {
+    let [parked, written, passed] = [(); 3].map(|()| Gate::default());
+    for n in 0..COSTLY {
         let (mut near, far) = connected(None);
         let (mut reader, heard) = Reader::of(1);
         reader.costs = Some(COSTS);
+        reader.gate = match n {
+            0 => Some(parked.clone()),
+            1 => Some(written.clone()),
+            n if n == COSTLY - 1 => Some(passed.clone()),
+            _ => None,
+        };
         near.write_all(b"a").unwrap();
         engine.park(reader.parked(far));
         hanging.push((near, heard));
     }
+    parked.open();
     client.write_all(b"ping").unwrap();
+    written.open();
     let mut word = [0; 4];
     broker.set_read_timeout(Some(DEADLINE)).unwrap();
     broker.read_exact(&mut word).unwrap();
     let last = &hanging[COSTLY - 1].1;
     assert!(last.try_recv().is_err(), "the message came after all steps");
+    passed.open();
     for (_, heard) in &hanging {
         let (_, steps, _) = heard.recv_timeout(DEADLINE).unwrap();
         assert_eq!(steps, 1);
