@@ -215,7 +215,7 @@ fn every_end_has_its_line_and_is_counted() {
             "silent",
             silent,
             &format!(
-                "upstream: {{timeout: {{connect: 6, send: 1, read: 1}}, nodes: {{\"{node}\": 1}}}}"
+                "upstream: {{timeout: {{connect: 6, send: 3, read: 3}}, nodes: {{\"{node}\": 1}}}}"
             ),
         ),
         route(

@@ -70,7 +70,7 @@ fn failed_connects_take_a_node_out_and_time_brings_it_back() {
     let dead = DeadPort::new();
     let mut setup = start(&format!(
         "nodes: {{\"{}\": 1, \"{}\": 1}}, \
-         checks: {{passive: {{unhealthy: {{tcp_failures: 2}}, recovery_time: 2}}}}",
+         checks: {{passive: {{unhealthy: {{tcp_failures: 2}}, recovery_time: 5}}}}",
         broker.addr(),
         dead.addr()
     ));
@@ -268,6 +268,12 @@ fn disable_upstream_healthcheck_turns_every_check_off() {
     let checked = start(false);
     checked.wait_until_healthy(&dead.addr().to_string(), false);
     drop(checked);
+    // Behind the last probe in the queue.
+    let before = broker.accepted();
+    let last = Client::to(broker.port()).local_addr();
+    wait_until("the last one to be accepted", SOON, || {
+        (before..broker.accepted()).find(|&n| broker.connection(n).peer == last)
+    });
     let accepted = broker.accepted();
 
     let setup = start(true);

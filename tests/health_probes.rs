@@ -71,7 +71,7 @@ fn every_mode(kind: &str, answer: impl Fn(&mut Conn, u8) + Send + Sync + 'static
     let (endpoint, mode) = endpoint(answer);
     let node = broker.addr().to_string();
     let mut setup = start(&format!(
-        "nodes: {{\"{}\": 1}}, checks: {{active: {{type: {kind}, timeout: 0.3, port: {}, {QUICK}}}}}",
+        "nodes: {{\"{}\": 1}}, checks: {{active: {{type: {kind}, timeout: 3, port: {}, {QUICK}}}}}",
         node,
         endpoint.port()
     ));
@@ -90,6 +90,9 @@ fn every_mode(kind: &str, answer: impl Fn(&mut Conn, u8) + Send + Sync + 'static
         ("is healthy again", modes.len()),
     ] {
         let line = format!("upstream route/1: node {} {text}", node);
+        wait_until("the last line", SOON, || {
+            (setup.proxy.count(&line) >= count).then_some(())
+        });
         assert_eq!(setup.proxy.count(&line), count, "one line each: {line}");
     }
     assert!(setup.proxy.is_running());
@@ -139,7 +142,7 @@ fn https_probes_with_and_without_verification() {
     let upstream = |verify| {
         format!(
             "nodes: {{\"{node}\": 1}}, checks: {{active: {{type: https, host: localhost, \
-             https_verify_certificate: {verify}, {QUICK}}}}}"
+             https_verify_certificate: {verify}, timeout: 5, {QUICK}}}}}"
         )
     };
     let mut strict = start(&upstream(true));
@@ -171,7 +174,7 @@ fn flapping(kind: &str, answer: impl Fn(&mut Conn, u8) + Send + Sync + 'static) 
     });
     let node = broker.addr().to_string();
     let setup = start(&format!(
-        "nodes: {{\"{node}\": 1}}, checks: {{active: {{type: {kind}, port: {}, \
+        "nodes: {{\"{node}\": 1}}, checks: {{active: {{type: {kind}, port: {}, timeout: 5, \
          healthy: {{successes: 2}}, unhealthy: {{tcp_failures: 2}}}}}}",
         endpoint.port()
     ));
@@ -208,15 +211,16 @@ fn a_port_that_flaps_faster_than_the_limits_stays_what_it_is() {
     let node = broker.addr().to_string();
     let mut setup = start_verbose(&format!(
         "nodes: {{\"{node}\": 1}}, checks: {{active: {{type: tcp, \
-         healthy: {{successes: 2}}, unhealthy: {{tcp_failures: 2}}}}}}"
+         healthy: {{interval: 2, successes: 2}}, \
+         unhealthy: {{interval: 2, tcp_failures: 2}}}}}}"
     ));
     let flap = |broker: &mut Broker, setup: &mut support::setup::Setup, times: usize| {
         for _ in 0..times {
+            let mark = setup.proxy.mark();
             broker.stop_listening();
-            let mark = setup.proxy.mark();
             setup.proxy.wait_for_log_after(mark, "Failed(Tcp");
-            broker.listen();
             let mark = setup.proxy.mark();
+            broker.listen();
             setup.proxy.wait_for_log_after(mark, ": Success");
         }
     };
@@ -224,8 +228,8 @@ fn a_port_that_flaps_faster_than_the_limits_stays_what_it_is() {
     assert_eq!(setup.transitions(&node, "unhealthy"), 0.0);
     broker.stop_listening();
     setup.wait_until_healthy(&node, false);
-    broker.listen();
     let mark = setup.proxy.mark();
+    broker.listen();
     setup.proxy.wait_for_log_after(mark, ": Success");
     flap(&mut broker, &mut setup, 2);
     assert!(!setup.is_healthy(&node));
@@ -276,7 +280,7 @@ fn the_mqtt_probe_says_goodbye_and_has_its_own_client_id() {
     let (broker, _) = endpoint(mqtt);
     let _setup = start(&format!(
         "nodes: {{\"{}\": 1}}, checks: {{active: {{type: mqtt, \
-         mqtt: {{client_id_prefix: probe-, username: u, password: p}}}}}}",
+         timeout: 5, mqtt: {{client_id_prefix: probe-, username: u, password: p}}}}}}",
         broker.addr()
     ));
     let ids: Vec<Vec<u8>> = (0..2)

@@ -13,7 +13,7 @@ use support::setup::start;
 use support::tls::{Authority, Identity, write};
 use support::{Broker, SOON, mqtt};
 
-const QUICK: &str = "checks: {active: {type: mqtt, mqtt: {client_id_prefix: probe-}, \
+const QUICK: &str = "checks: {active: {type: mqtt, timeout: 5, mqtt: {client_id_prefix: probe-}, \
     healthy: {successes: 1}, unhealthy: {tcp_failures: 1, timeouts: 1}}}";
 
 /// A broker that speaks TLS and accepts every MQTT client; it tells the server name and the bytes

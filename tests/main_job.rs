@@ -285,7 +285,8 @@ fn clients_of_one_broker_exchange_messages_through_the_proxy() {
         );
         assert_eq!(sent.code, 0, "{}", sent.all());
         subscriber.wait_for_line_after(0, "flow/1 42 l/min", SOON);
-        assert!(broker.has_seen(&receiver) && broker.has_seen(&sender));
+        broker.wait_for_client(&receiver);
+        broker.wait_for_client(&sender);
     }
 }
 

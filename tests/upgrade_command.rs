@@ -31,7 +31,10 @@ fn controls(served: &Served) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(served.proxy.runtime()).expect("the runtime directory");
     let paths = entries.flatten().map(|entry| entry.path());
     paths
-        .filter(|path| path.to_string_lossy().contains("control-"))
+        .filter(|path| {
+            let path = path.to_string_lossy();
+            path.contains("control-") && path.ends_with(".sock")
+        })
         .collect()
 }
 

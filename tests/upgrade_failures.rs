@@ -8,6 +8,7 @@ use std::time::Duration;
 use mqtt_proxy::upgrade::channel::Channel;
 use rustix::process::Signal;
 use support::generations::{send_signal, stop};
+use support::handover::Waiting;
 use support::handover::{expect, kind, socket_in};
 use support::mqtt::ACCEPTED;
 use support::random::Random;
@@ -227,17 +228,15 @@ fn bytes_that_are_no_protocol_change_nothing() {
         b"MQ",
     ] {
         let path = socket_in(&served.proxy.runtime(), &served.files);
-        let _ = std::fs::remove_file(&path);
-        let listener = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+        let waiting = Waiting::at(path);
         let mark = served.proxy.mark();
         served.proxy.signal_current(Signal::QUIT);
-        let (mut stream, _) = listener.accept().expect("accept");
+        let mut stream = waiting.accept_stream();
         stream.write_all(bytes).expect("write");
         stream
             .shutdown(std::net::Shutdown::Write)
             .expect("shutdown");
         served.failed(mark);
-        let _ = std::fs::remove_file(&path);
         served.expect_all_well();
     }
     served.expect_as_before();

@@ -391,4 +391,6 @@ fn role_between_two_processes() {
     let first: u32 = first.parse().expect("a process id");
     send_signal(first, Signal::KILL);
     wait_until("its end", SOON, || (!runs(first)).then_some(()));
+    // The channels end with the process and not before.
+    std::process::exit(0);
 }

@@ -15,6 +15,7 @@ use support::handover::{
 };
 use support::proxy::{BINARY, Ran, cli_with};
 use support::served::{Served, routes};
+use support::wait::wait_until_still;
 use support::{Broker, Client, Connect, Files, SOON, config, config_with, free_port};
 
 /// It failed and says why, on the terminal and in the log.
@@ -156,6 +157,7 @@ impl Apart {
             }
             *command = unshare;
         });
+        proxy.wait_until_found();
         let live = (0..10)
             .map(|n| Client::mqtt(port, &Connect::v311(&format!("c{n}"))))
             .collect();
@@ -322,9 +324,13 @@ fn a_standard_error_that_takes_nothing_changes_nothing() {
 fn what_slow_receivers_are_owed_moves_in_rounds_of_a_bounded_size() {
     let mut served = Served::with(0);
     // It sends more than all buffers on the way take.
-    let broker = Broker::scripted(|mut conn| {
+    let written = Arc::new(AtomicUsize::new(0));
+    let count = written.clone();
+    let broker = Broker::scripted(move |mut conn| {
         if conn.accept_mqtt() {
-            while conn.send(&[7; 65_536]) {}
+            while conn.send(&[7; 65_536]) {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
         }
     });
     let text = routes(&broker);
@@ -335,6 +341,7 @@ fn what_slow_receivers_are_owed_moves_in_rounds_of_a_bounded_size() {
     const CLIENTS: usize = 48;
     let (commits, longest) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     for _ in 0..2 {
+        wait_until_still("the buffers to be full", || written.load(Ordering::SeqCst));
         let old = served.proxy.current();
         let (middle, new) = served.in_the_middle();
         let (commits, longest) = (commits.clone(), longest.clone());

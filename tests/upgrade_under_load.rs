@@ -84,7 +84,7 @@ fn two_thousand_connections_live_through_twenty_upgrades_without_a_lost_byte() {
             // On the way there and back some eight threads must get their turn, each as late as
             // that of the devices itself when the machine is busy with other things, now or when
             // the frame was sent.
-            let limit = Duration::from_secs(1) + 8 * own.max(before);
+            let limit = Duration::from_secs(5) + 8 * own.max(before);
             before = own;
             assert!(slowest < limit, "a round trip of {slowest:?}");
         }
@@ -243,7 +243,7 @@ fn a_thousand_connections_move_at_once() {
                     moved.millis,
                     proxy.descriptors()
                 );
-                assert!(slowest < Duration::from_secs(1) + 8 * own, "{slowest:?}");
+                assert!(slowest < Duration::from_secs(5) + 8 * own, "{slowest:?}");
                 assert!(moved.connections >= count, "{moved:?}");
             }
             proxy

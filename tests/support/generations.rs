@@ -227,6 +227,21 @@ impl Generations {
         own.map_or_else(|| self.files.path("run"), PathBuf::from)
     }
 
+    /// Waits until `mqtt-proxy upgrade` finds the process that serves.
+    pub fn wait_until_found(&self) {
+        let runtime = self.runtime();
+        let runtime = runtime.strip_prefix("/").unwrap_or(&runtime);
+        // As the process sees it: it may have mounts of its own.
+        let folder = Path::new(&format!("/proc/{}/root", self.current)).join(runtime);
+        wait_until("the socket of the process that serves", SOON, || {
+            let names = fs::read_dir(&folder).into_iter().flatten().flatten();
+            let mut names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            names
+                .any(|name| name.starts_with("control-") && name.ends_with(".sock"))
+                .then_some(())
+        });
+    }
+
     /// Another one, for a process that the one that serves is not to meet by itself.
     pub fn other_runtime(&self) -> PathBuf {
         let names = ["run", "apart"].map(|name| runtime_directory(&self.files, name));

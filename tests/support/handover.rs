@@ -31,19 +31,24 @@ pub struct Waiting {
 impl Waiting {
     /// Listens where the old process looks for it.
     pub fn at(path: PathBuf) -> Self {
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).expect("bind");
+        let (listener, _) = socket_path::listen(&path).expect("listen");
         listener.set_nonblocking(true).expect("non-blocking");
         Self { listener, path }
     }
 
     /// Waits for the old process.
     pub fn accept(self) -> Channel {
-        let stream = wait_until("the old process to come", SOON, || {
+        over(self.accept_stream())
+    }
+
+    /// Waits for it, and does not speak as it expects.
+    pub fn accept_stream(self) -> UnixStream {
+        let (stream, _) = wait_until("the old process to come", SOON, || {
             self.listener.accept().ok()
         });
         let _ = std::fs::remove_file(&self.path);
-        over(stream.0)
+        stream.set_nonblocking(false).expect("blocking");
+        stream
     }
 }
 
@@ -55,7 +60,6 @@ pub fn connect(path: &Path) -> Channel {
 }
 
 fn over(stream: UnixStream) -> Channel {
-    stream.set_nonblocking(false).expect("blocking");
     let channel = Channel::new(stream).expect("a channel");
     channel.set_limit(Duration::from_secs(30)).expect("a limit");
     channel

@@ -98,6 +98,13 @@ impl Mosquitto {
         self.process.count(&format!(" as {id} (")) > 0
     }
 
+    /// Waits until it has said that a client with this id has come.
+    pub fn wait_for_client(&self, id: &str) {
+        wait_until("the broker to tell of the client", SOON, || {
+            self.has_seen(id).then_some(())
+        });
+    }
+
     /// Waits until it has confirmed a subscription of the client with this id.
     pub fn wait_for_subscriber(&self, id: &str) {
         wait_until("the broker to confirm the subscription", SOON, || {

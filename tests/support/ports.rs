@@ -24,15 +24,14 @@ pub fn on(ip: &str, port: u16) -> SocketAddr {
 /// cannot take it between this call and the bind.
 pub fn free_port() -> u16 {
     static NEXT: Mutex<Option<u16>> = Mutex::new(None);
-    const LOWEST: u16 = 10_240;
-    let highest = lowest_ephemeral_port().max(LOWEST + 4096);
+    let (lowest, highest) = own_ports();
     let mut next = NEXT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let span = u32::from(highest - LOWEST);
+    let span = u32::from(highest - lowest);
     let mut candidate =
-        next.unwrap_or_else(|| LOWEST + (std::process::id().wrapping_mul(7_919) % span) as u16);
+        next.unwrap_or_else(|| lowest + (std::process::id().wrapping_mul(7_919) % span) as u16);
     for _ in 0..span {
         candidate = if candidate + 1 >= highest {
-            LOWEST
+            lowest
         } else {
             candidate + 1
         };
@@ -41,7 +40,25 @@ pub fn free_port() -> u16 {
             return candidate;
         }
     }
-    panic!("no free port between {LOWEST} and {highest}");
+    panic!("no free port between {lowest} and {highest}");
+}
+
+/// The ports of this process: from the first to before the second. Where the runner of the tests
+/// says which of the places for tests that run at a time this one has, it has a share of its own:
+/// nothing else could keep two processes from the same port between the probe and the bind.
+fn own_ports() -> (u16, u16) {
+    const LOWEST: u16 = 10_240;
+    const SHARES: u16 = 16;
+    let highest = lowest_ephemeral_port().max(LOWEST + 4096);
+    let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").ok();
+    match slot.and_then(|slot| slot.parse::<u16>().ok()) {
+        Some(slot) => {
+            let share = (highest - LOWEST) / SHARES;
+            let lowest = LOWEST + slot % SHARES * share;
+            (lowest, lowest + share)
+        }
+        None => (LOWEST, highest),
+    }
 }
 
 /// Several free ports at once.

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+/// How long the last output of a process may take after its end.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
+
 /// Raises the soft limit of open files of this process, and so of its children, for tests that
 /// hold a thousand connections.
 pub fn more_open_files() {
@@ -115,15 +118,19 @@ impl Process {
     /// When the deadline passes, or the process ends without such a line.
     pub fn wait_for_line_after(&mut self, mark: usize, text: &str, within: Duration) -> String {
         let start = Instant::now();
+        let mut ended_at: Option<Instant> = None;
         loop {
             let ended = self.child.try_wait().expect("wait");
+            if ended.is_some() {
+                ended_at.get_or_insert_with(Instant::now);
+            }
             let guard = self.lines.lines.lock().expect("lines");
             if let Some(line) = guard.iter().skip(mark).find(|line| line.contains(text)) {
                 return line.clone();
             }
             let timed_out = start.elapsed() > within;
             // A process that has just ended may still have output on its way.
-            if timed_out || (ended.is_some() && start.elapsed() > Duration::from_millis(500)) {
+            if timed_out || ended_at.is_some_and(|at| at.elapsed() > LAST_OUTPUT) {
                 let said = guard.join("\n");
                 drop(guard);
                 panic!(

@@ -86,7 +86,11 @@ impl Proxy {
         let mark = self.mark();
         change();
         self.signal(Signal::HUP);
-        self.wait_for_log_after(mark, " reloaded");
+        // The proxy may have seen the change by itself, and says so twice then.
+        let heard = self.wait_for_log_after(mark, "SIGHUP: ");
+        let lines = self.lines();
+        let behind = lines.iter().skip(mark).position(|line| *line == heard);
+        self.wait_for_log_after(mark + behind.unwrap_or(0), " reloaded");
     }
 
     /// Asks it to end (SIGTERM) and waits for that.

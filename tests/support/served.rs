@@ -32,7 +32,7 @@ pub struct Served {
 
 /// Whether the connection to this port of 127.0.0.1 from that one has been accepted: it has an inode
 /// from then on.
-fn is_accepted(port: u16, from: u16) -> bool {
+pub fn is_accepted(port: u16, from: u16) -> bool {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
     let ends = format!("0100007F:{port:04X} 0100007F:{from:04X} ");
     let line = table.lines().find(|line| line.contains(&ends));
@@ -56,6 +56,7 @@ impl Served {
         let port = free_port();
         let files = Files::new(&config(&[port]), &routes(&broker));
         let proxy = Generations::start_copy(&files, &[port]);
+        proxy.wait_until_found();
         let live = (0..live)
             .map(|n| Client::mqtt(port, &Connect::v311(&format!("c{n}"))))
             .collect();
@@ -73,7 +74,11 @@ impl Served {
         self.live.iter_mut().for_each(Client::expect_alive);
         // More than once: no second process may take any of them from the queue.
         for _ in 0..8 {
-            Client::mqtt(self.port, &Connect::v311("new")).expect_alive();
+            let mut new = Client::mqtt(self.port, &Connect::v311("new"));
+            new.expect_alive();
+            // The pair is gone before the next step, in which it would be counted.
+            new.finish_sending();
+            new.expect_fin();
         }
     }
 

@@ -84,11 +84,19 @@ impl Setup {
         self.of_node("mqtt_proxy_upstream_healthy", node) == 1.0
     }
 
-    /// Waits until it does, or does not.
+    /// Waits until it does, or does not, and the balancers have followed.
     pub fn wait_until_healthy(&self, node: &str, healthy: bool) {
         wait_until(&format!("{node} healthy: {healthy}"), SOON, || {
             (self.is_healthy(node) == healthy).then_some(())
         });
+        if healthy {
+            // Logged behind both; a node that was never anything else is in use from the start.
+            let times = self.transitions(node, "healthy");
+            wait_until(&format!("{node} in use again"), SOON, || {
+                let said = format!("node {node} is healthy again");
+                (self.proxy.count(&said) as f64 >= times).then_some(())
+            });
+        }
     }
 
     /// How often a node became `healthy` or `unhealthy`.

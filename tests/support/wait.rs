@@ -6,6 +6,18 @@ use std::time::{Duration, Instant};
 /// so that reaching it means "never".
 pub const SOON: Duration = Duration::from_secs(15);
 
+/// Waits until a count has not changed for a while, and returns it.
+pub fn wait_until_still(what: &str, mut count: impl FnMut() -> usize) -> usize {
+    let (mut before, mut since) = (count(), Instant::now());
+    wait_until(what, SOON, || {
+        let now = count();
+        if now != before {
+            (before, since) = (now, Instant::now());
+        }
+        (since.elapsed() > Duration::from_millis(300)).then_some(before)
+    })
+}
+
 /// Polls `probe` every few milliseconds until it yields a value.
 ///
 /// # Panics
