@@ -5,7 +5,8 @@ mod support;
 
 use openssl::ssl::SslVersion;
 use support::process::more_open_files;
-use support::tls::{Authority, TlsClient, TlsTalk, before_a_broker};
+use support::tls::{Authority, TlsClient, TlsTalk, before_a_broker, tls_routes};
+use support::tls_broker::tls_broker;
 use support::*;
 
 /// Connections before the first look, so that what the process takes once has been taken.
@@ -51,6 +52,36 @@ fn an_idle_connection_takes_little_unless_openssl_has_it() {
         openssl > 8_000.0,
         "OpenSSL's sessions are not there: {openssl}"
     );
+    assert!(
+        own < openssl / 3.0,
+        "{own} by ourselves, {openssl} by OpenSSL"
+    );
+}
+
+/// The same of connections whose broker speaks TLS.
+fn bytes_each_to_a_broker(layer: &str) -> f64 {
+    let ca = Authority::new("root");
+    let (seen, _hellos) = std::sync::mpsc::channel();
+    let broker = tls_broker(&ca.issue(&["broker"]), seen, |_| {});
+    let port = free_port();
+    let own = format!("mqtt_proxy: {{tls: {{record_layer: {layer}}}}}\n");
+    let upstream = format!("scheme: tls, nodes: {{\"{}\": 1}}", broker.addr());
+    let files = Files::new(&config_with(&[port], &own), &tls_routes(&upstream, &[]));
+    let proxy = Proxy::start(&files, &[port]);
+    let connect = |n: usize| Client::mqtt(port, &Connect::v311(&format!("device-{n}")));
+    let mut all: Vec<Client> = (0..FIRST).map(connect).collect();
+    let before = proxy.resident_kib();
+    all.extend((FIRST..FIRST + MORE).map(connect));
+    let after = proxy.resident_kib();
+    all.iter_mut().for_each(Client::expect_alive);
+    after.saturating_sub(before) as f64 * 1024.0 / MORE as f64
+}
+
+#[test]
+fn so_does_one_to_a_broker() {
+    more_open_files();
+    let [own, openssl] = ["own", "openssl"].map(bytes_each_to_a_broker);
+    eprintln!("{own} bytes a connection by ourselves, {openssl} by OpenSSL");
     assert!(
         own < openssl / 3.0,
         "{own} by ourselves, {openssl} by OpenSSL"

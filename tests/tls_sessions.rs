@@ -14,9 +14,19 @@ const HINT: &str = "Debian: apt-get install openssl";
 
 /// A proxy that ends TLS on the first port and takes plain TCP on the second, before one node.
 fn start(node: SocketAddr, upstream: &str, identity: &Identity) -> (Proxy, [u16; 2], Files) {
+    start_with("", node, upstream, identity)
+}
+
+/// The same with this below the other settings.
+fn start_with(
+    own: &str,
+    node: SocketAddr,
+    upstream: &str,
+    identity: &Identity,
+) -> (Proxy, [u16; 2], Files) {
     let [tls, plain] = free_ports();
     let listens = format!("      - \"127.0.0.1:{plain}\"\n");
-    let config = tls_config(&[tls], &listens, "");
+    let config = tls_config(&[tls], &listens, own);
     let routes = format!(
         "stream_routes:\n  - {{id: 1, upstream: {{nodes: {{\"{node}\": 1}}{upstream}}}}}\n\
          ssls:\n  - {}\n#END\n",
@@ -112,12 +122,14 @@ fn a_broker_may_renew_its_keys_at_any_time() {
     }
 }
 
+/// Where OpenSSL has the session.
 #[test]
 fn a_broker_may_renegotiate() {
     let ca = Authority::new("root");
     let mut server = s_server(&ca.issue(&["broker"]), &["-tls1_2"]);
     let identity = ca.issue(&["a.test"]);
-    let (_proxy, [_, plain], _files) = start(server.addr, ", scheme: tls", &identity);
+    let own = "mqtt_proxy: {tls: {record_layer: openssl}}\n";
+    let (_proxy, [_, plain], _files) = start_with(own, server.addr, ", scheme: tls", &identity);
     let mut client = Client::to(plain);
     server.expect_alive(&mut client, "begin");
     for turn in 0..3 {

@@ -4,52 +4,10 @@ mod support;
 
 use std::net::SocketAddr;
 
-use openssl::ssl::{NameType, SslContext, SslMethod, SslStream, SslVerifyMode};
-use openssl::x509::X509;
-use support::broker::Conn;
 use support::mosquitto::{Mosquitto, publish};
-use support::tls::{Authority, Identity, TlsClient, ssl, tls_config, tls_routes, write};
+use support::tls::{Authority, TlsClient, ssl, tls_config, tls_routes, write};
+use support::tls_broker::tls_broker;
 use support::*;
-
-/// What a TLS broker saw of a connection: the server name, and whether it was a resumed session.
-type Hello = (Option<String>, bool);
-
-/// A broker that speaks TLS: it accepts one MQTT client a connection, and echoes.
-fn tls_broker(identity: &Identity, seen: std::sync::mpsc::Sender<Hello>) -> Broker {
-    let mut builder = SslContext::builder(SslMethod::tls_server()).unwrap();
-    let chain = X509::stack_from_pem(identity.cert.as_bytes()).unwrap();
-    builder.set_certificate(&chain[0]).unwrap();
-    let key = openssl::pkey::PKey::private_key_from_pem(identity.key.as_bytes()).unwrap();
-    builder.set_private_key(&key).unwrap();
-    builder.set_session_id_context(b"broker").unwrap();
-    builder.set_verify(SslVerifyMode::NONE);
-    let context = builder.build();
-    let seen = std::sync::Mutex::new(seen);
-    Broker::scripted(move |conn: Conn| {
-        let ssl = openssl::ssl::Ssl::new(&context).unwrap();
-        let mut stream = match SslStream::new(ssl, conn.stream).map(|mut s| s.accept().map(|()| s))
-        {
-            Ok(Ok(stream)) => stream,
-            _ => return,
-        };
-        let name = stream
-            .ssl()
-            .servername(NameType::HOST_NAME)
-            .map(str::to_owned);
-        let _ = seen
-            .lock()
-            .unwrap()
-            .send((name, stream.ssl().session_reused()));
-        let mut buffer = [0; 4096];
-        use std::io::{Read, Write};
-        if matches!(stream.read(&mut buffer), Ok(1..)) {
-            let _ = stream.write_all(mqtt::ACCEPTED);
-            while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                let _ = stream.write_all(&buffer[..count]);
-            }
-        }
-    })
-}
 
 fn upstream(nodes: &[SocketAddr], more: &str) -> String {
     let nodes: Vec<String> = nodes.iter().map(|addr| format!("\"{addr}\": 1")).collect();
@@ -60,7 +18,7 @@ fn upstream(nodes: &[SocketAddr], more: &str) -> String {
 fn the_server_name_that_a_broker_gets_and_resumption() {
     let ca = Authority::new("root");
     let (seen, hellos) = std::sync::mpsc::channel();
-    let broker = tls_broker(&ca.issue(&["broker"]), seen);
+    let broker = tls_broker(&ca.issue(&["broker"]), seen, |_| {});
     let [plain, tls] = free_ports();
     let listens = format!("      - \"127.0.0.1:{plain}\"\n");
     let ssls = [ssl("1", "a.test", &ca.issue(&["a.test"]), "")];
@@ -103,9 +61,9 @@ fn the_server_name_that_a_broker_gets_and_resumption() {
 fn verify_really_verifies_and_a_failed_handshake_is_a_failed_connect() {
     let (ca, other) = (Authority::new("root"), Authority::new("other"));
     let (seen, hellos) = std::sync::mpsc::channel();
-    let right = tls_broker(&ca.issue(&["127.0.0.1"]), seen.clone());
-    let wrong_name = tls_broker(&ca.issue(&["elsewhere.test"]), seen.clone());
-    let wrong_ca = tls_broker(&other.issue(&["127.0.0.1"]), seen);
+    let right = tls_broker(&ca.issue(&["127.0.0.1"]), seen.clone(), |_| {});
+    let wrong_name = tls_broker(&ca.issue(&["elsewhere.test"]), seen.clone(), |_| {});
+    let wrong_ca = tls_broker(&other.issue(&["127.0.0.1"]), seen, |_| {});
     // A plain broker that closes on whatever is no CONNECT.
     let no_tls = Broker::scripted(|_conn| {});
     let port = free_port();
@@ -152,8 +110,8 @@ fn verify_really_verifies_and_a_failed_handshake_is_a_failed_connect() {
 fn authorities_of_the_proxy_and_certificates_from_the_environment() {
     let (ca, other) = (Authority::new("root"), Authority::new("other"));
     let (seen, _hellos) = std::sync::mpsc::channel();
-    let right = tls_broker(&ca.issue(&["127.0.0.1"]), seen.clone());
-    let wrong = tls_broker(&other.issue(&["127.0.0.1"]), seen);
+    let right = tls_broker(&ca.issue(&["127.0.0.1"]), seen.clone(), |_| {});
+    let wrong = tls_broker(&other.issue(&["127.0.0.1"]), seen, |_| {});
     let own = ca.issue(&["the-proxy"]);
     let port = free_port();
     let routes = |node: SocketAddr| {

@@ -148,7 +148,7 @@ static DERIVE: OnceLock<Derive> = OnceLock::new();
 /// A builder of contexts whose handshakes derive their secrets with `derive`; `None` where that
 /// cannot be had: in FIPS mode, or where OpenSSL's own configuration leaves its default provider out.
 /// The first `derive` stays.
-pub fn server_context(derive: Derive) -> Option<SslContextBuilder> {
+pub fn context(method: SslMethod, derive: Derive) -> Option<SslContextBuilder> {
     static LOADED: OnceLock<bool> = OnceLock::new();
     if !*LOADED.get_or_init(|| load(derive)) {
         return None;
@@ -156,11 +156,7 @@ pub fn server_context(derive: Derive) -> Option<SslContextBuilder> {
     // SAFETY: null is the default library context; the string is a literal that OpenSSL copies; the
     // method is a static of OpenSSL's. The new context is owned by the builder alone.
     unsafe {
-        let context = SSL_CTX_new_ex(
-            ptr::null_mut(),
-            PREFERRED.as_ptr(),
-            SslMethod::tls_server().as_ptr(),
-        );
+        let context = SSL_CTX_new_ex(ptr::null_mut(), PREFERRED.as_ptr(), method.as_ptr());
         match context.is_null() {
             true => {
                 drop(ErrorStack::get());

@@ -16,10 +16,12 @@ use openssl::x509::X509VerifyResult;
 use tokio::net::TcpStream;
 
 use super::link::TlsStream;
+use super::records::keylog;
 use super::server::{certificate, common, reason};
 use super::session::HandshakeError;
 use crate::config::resource::credentials::CertificatePair;
 use crate::config::resource::upstream::{ServerName, UpstreamTls};
+use crate::config::settings::RecordLayer;
 use crate::ffi::openssl as ffi;
 
 /// The server name that APISIX sends for a client that came without TLS.
@@ -102,6 +104,7 @@ impl std::fmt::Debug for ClientTls {
 impl ClientTls {
     /// Builds the context of an upstream. `identity` is its client certificate, `trusted` the file
     /// of authorities where the upstream names none; without one those of the system are trusted.
+    /// `layer` does the records of its established connections.
     ///
     /// # Errors
     /// See [`ClientTlsError`].
@@ -109,8 +112,12 @@ impl ClientTls {
         config: &UpstreamTls,
         identity: Option<&CertificatePair>,
         trusted: Option<&Path>,
+        layer: RecordLayer,
     ) -> Result<Self, ClientTlsError> {
-        let mut builder = SslContext::builder(SslMethod::tls_client())?;
+        let mut builder = match layer {
+            RecordLayer::Own => keylog::client_context()?,
+            RecordLayer::OpenSsl => SslContext::builder(SslMethod::tls_client())?,
+        };
         common(&mut builder);
         builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
         if let Some(identity) = identity {

@@ -1,12 +1,13 @@
-//! A session whose records OpenSSL does, from the handshake on: all of those toward brokers, and
-//! those of clients until they are established, or for good if their records are none of ours.
+//! A session whose records OpenSSL does: until it is established, or for good if its records are
+//! none of ours.
 
 use std::io::{self, ErrorKind};
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{Error, ErrorCode, ShutdownState, Ssl, SslRef, SslStream};
 
-use super::records::settle::Flights;
+use super::records::passed::Passed;
+use super::records::settle::{Established, Flights};
 use super::records::{Records, keylog, settle};
 use super::session::{HandshakeError, MAX_ANSWERS, Transport, from_shelf};
 use super::staging::Shelf;
@@ -25,8 +26,12 @@ pub struct OpenSslSession {
     fed: bool,
     /// Bytes that reading has written since nothing was owed.
     answers: usize,
-    /// What the handshake has written, from its end until something else is read or written.
+    /// Of a session of the server's side: what the handshake has written, from its end until
+    /// something else is read or written.
     flights: Option<Flights>,
+    /// Of one of the client's side: what has passed since the handshake, as long as its records may
+    /// become ours.
+    passed: Option<Box<Passed>>,
 }
 
 impl OpenSslSession {
@@ -37,7 +42,9 @@ impl OpenSslSession {
     pub fn accept(mut ssl: Ssl, received: Vec<u8>) -> Result<Self, ErrorStack> {
         ssl.set_accept_state();
         keylog::attach(&mut ssl);
-        Self::new(ssl, received)
+        let mut session = Self::new(ssl, received)?;
+        session.flights = Some(Flights::default());
+        Ok(session)
     }
 
     /// A session that begins.
@@ -46,7 +53,10 @@ impl OpenSslSession {
     /// When OpenSSL has no memory.
     pub fn connect(mut ssl: Ssl) -> Result<Self, ErrorStack> {
         ssl.set_connect_state();
-        Self::new(ssl, Vec::new())
+        let ours = keylog::attach(&mut ssl);
+        let mut session = Self::new(ssl, Vec::new())?;
+        session.passed = ours.then(Box::default);
+        Ok(session)
     }
 
     fn new(ssl: Ssl, received: Vec<u8>) -> Result<Self, ErrorStack> {
@@ -57,7 +67,8 @@ impl OpenSslSession {
             starved: false,
             fed: false,
             answers: 0,
-            flights: Some(Flights::default()),
+            flights: None,
+            passed: None,
         })
     }
 
@@ -72,11 +83,42 @@ impl OpenSslSession {
     pub fn give_up(&mut self) -> Option<Records> {
         let flights = self.flights.take()?;
         let established = settle::established(self.stream.ssl(), &flights)?;
+        Some(self.records(established))
+    }
+
+    /// The same of a session of the client's side, of which something has been read.
+    pub fn give_up_toward_broker(&mut self) -> Option<Records> {
+        let passed = self.passed.as_ref().filter(|passed| passed.is_enough())?;
+        let wire = self.stream.get_ref();
+        if wire.ended || self.ended || self.starved || self.stream.ssl().pending() > 0 {
+            // Perhaps the next time.
+            return None;
+        }
+        let established = passed.established(self.stream.ssl());
+        self.passed = None;
+        Some(self.records(established.filter(|_| !self.failed)?))
+    }
+
+    fn records(&mut self, established: Established) -> Records {
         // OpenSSL looks for a session that ended otherwise in a cache, under a lock.
         let both = ShutdownState::SENT | ShutdownState::RECEIVED;
         self.stream.set_shutdown(both);
         let (received, owed) = self.stream.get_mut().take();
-        Some(Records::new(established, received, owed))
+        Records::new(established, received, owed)
+    }
+
+    /// Takes note of what one call into OpenSSL has read and written since then.
+    fn note(&mut self, (place, written): (usize, usize)) {
+        if let Some(passed) = &mut self.passed {
+            let wire = self.stream.get_ref();
+            passed.note_read(wire.read_since(place));
+            passed.note_written(wire.written_since(written));
+        }
+    }
+
+    /// Where a call begins, for [`OpenSslSession::note`].
+    fn now(&self) -> (usize, usize) {
+        (self.stream.get_ref().place(), self.written())
     }
 
     /// Whether there is something to read without asking the socket.
@@ -188,7 +230,10 @@ impl OpenSslSession {
                 }
                 self.fed |= std::mem::take(&mut self.starved);
                 let before = self.stream.get_ref().received();
-                match self.stream.ssl_read(&mut buffer[filled..]) {
+                let now = self.now();
+                let read = self.stream.ssl_read(&mut buffer[filled..]);
+                self.note(now);
+                match read {
                     Ok(count) => filled += count,
                     Err(error) if error.code() == ErrorCode::ZERO_RETURN => {
                         self.stream.get_mut().ended = true;
@@ -226,7 +271,10 @@ impl OpenSslSession {
             let mut taken = 0;
             let mut result = Ok(());
             while taken < bytes.len() && !session.stream.get_ref().is_full() {
-                match session.stream.ssl_write(&bytes[taken..]) {
+                let now = session.now();
+                let written = session.stream.ssl_write(&bytes[taken..]);
+                session.note(now);
+                match written {
                     Ok(count) => taken += count,
                     Err(error) if waits(&error) => {
                         session.starved = true;

@@ -5,7 +5,8 @@
 //! encrypted for one send; see [`super::staging`].
 //!
 //! A client's session [settles](Session::settle) after its handshake: OpenSSL's part of it, which
-//! is large, is let go of, and [`super::records`] go on with its keys.
+//! is large, is let go of, and [`super::records`] go on with its keys. One with a broker does so by
+//! itself once the broker has said something.
 
 use std::io;
 
@@ -201,7 +202,15 @@ impl Session {
         buffer: &mut [u8],
     ) -> io::Result<usize> {
         match &mut self.0 {
-            Layer::OpenSsl(session) => session.read(shelf, transport, buffer),
+            Layer::OpenSsl(session) => {
+                let read = session.read(shelf, transport, buffer);
+                if let Ok(1..) = read
+                    && let Some(records) = session.give_up_toward_broker()
+                {
+                    self.0 = Layer::Own(records);
+                }
+                read
+            }
             Layer::Own(records) => {
                 with_staging(shelf, |staging| records.read(staging, transport, buffer))
             }

@@ -58,7 +58,16 @@ pub fn server_from(
 
 /// A client's context that takes any certificate.
 pub fn client(version: SslVersion, more: impl FnOnce(&mut SslContextBuilder)) -> SslContext {
-    let mut builder = SslContext::builder(SslMethod::tls_client()).unwrap();
+    let builder = SslContext::builder(SslMethod::tls_client()).unwrap();
+    client_from(builder, version, more)
+}
+
+/// The same, begun by somebody else.
+pub fn client_from(
+    mut builder: SslContextBuilder,
+    version: SslVersion,
+    more: impl FnOnce(&mut SslContextBuilder),
+) -> SslContext {
     common(&mut builder);
     limit(&mut builder, version);
     more(&mut builder);

@@ -52,6 +52,9 @@ pub struct Hello {
     /// their connections for plain ones.
     #[serde(default)]
     pub takes_tls: bool,
+    /// New side: whether it goes on with those toward brokers as well.
+    #[serde(default)]
+    pub takes_tls_to_brokers: bool,
 }
 
 impl Hello {
@@ -64,6 +67,7 @@ impl Hello {
             connections: 0,
             listeners: 0,
             takes_tls: true,
+            takes_tls_to_brokers: true,
         }
     }
 }

@@ -356,7 +356,7 @@ impl Arrivals {
 /// that are numbered a second time would give the keys away. So those connections are cut.
 fn cut_uncertain(held: &mut Vec<Carried>) {
     let before = held.len();
-    held.retain(|carried| carried.client.tls.is_none());
+    held.retain(|carried| carried.client.tls.is_none() && carried.broker.tls.is_none());
     let cut = before - held.len();
     if cut > 0 {
         log::error!(
@@ -378,22 +378,24 @@ mod tests {
     #[test]
     fn tls_that_the_old_process_may_have_gone_on_with_is_cut_and_nothing_else() {
         let counts = Counts::default();
-        let carried = |tls| {
-            let ((_, client), (_, broker)) = (connected(None), connected(None));
+        let carried = |of_client, of_broker| {
+            let [client, broker] = [of_client, of_broker].map(|tls| End {
+                socket: connected(None).1.into(),
+                tls,
+            });
             let idle = IdleTimeout::default();
             let pair = Pair::new(Vec::new(), Vec::new(), idle, counts.record());
-            let client = End {
-                socket: client.into(),
-                tls,
-            };
-            Carried::new(client, std::os::fd::OwnedFd::from(broker), pair)
+            Carried::new(client, broker, pair)
         };
-        let tls = suites().map(|suite| {
-            let session = Session::from_parts(&forger::parts(suite)).unwrap();
-            carried(Some(Box::new(session)))
+        let tls = suites().flat_map(|suite| {
+            let session = || {
+                let session = Session::from_parts(&forger::parts(suite)).unwrap();
+                Some(Box::new(session))
+            };
+            [carried(session(), None), carried(None, session())]
         });
-        let mut held: Vec<Carried> = tls.chain([carried(None)]).collect();
-        assert_eq!(held.len(), 7);
+        let mut held: Vec<Carried> = tls.chain([carried(None, None)]).collect();
+        assert_eq!(held.len(), 13);
         cut_uncertain(&mut held);
         assert_eq!(held.len(), 1);
         assert!(held[0].client.tls.is_none());

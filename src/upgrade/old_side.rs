@@ -227,9 +227,10 @@ impl OldSide {
             let why = format!("it speaks version {} of the protocol", hello.protocol);
             return Err(UpgradeError::Refused(why));
         }
-        let takes = match hello.takes_tls {
-            true => Takes::Settled,
-            false => Takes::Plain,
+        let takes = match (hello.takes_tls, hello.takes_tls_to_brokers) {
+            (true, true) => Takes::All,
+            (true, false) => Takes::OfClients,
+            (false, _) => Takes::Plain,
         };
         let Hello { pid, version, .. } = hello;
         log::info!("upgrade: process {pid} (version {version}) is ready");

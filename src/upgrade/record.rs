@@ -88,6 +88,9 @@ pub struct PairRecord {
     /// The client's TLS session, if it has one. It holds keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_tls: Option<SessionParts>,
+    /// The one toward the broker, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker_tls: Option<SessionParts>,
     /// Client to broker.
     pub up: FlowRecord,
     /// Broker to client.
@@ -146,8 +149,10 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
             owed: flow.owed.len(),
             framing: flow.framing,
         };
-        let client = &carried.client.tls;
-        room += ROOM + 2 * client.as_ref().map_or(0, |session| session.pending());
+        let sessions = [&carried.client, &carried.broker].map(|side| side.tls.as_ref());
+        let pending = sessions.iter().flatten().map(|session| session.pending());
+        room += ROOM + 2 * pending.sum::<usize>();
+        let [client_tls, broker_tls] = sessions.map(|session| session?.to_parts());
         let milliseconds = |duration: Duration| duration.as_millis() as u64;
         records.push(PairRecord {
             client: parts.record.client,
@@ -180,7 +185,8 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
             level: parts.level,
             key: parts.record.key.clone(),
             end: parts.ended.then_some(parts.record.end),
-            client_tls: client.as_ref().and_then(|session| session.to_parts()),
+            client_tls,
+            broker_tls,
             up: flow(&parts.up),
             down: flow(&parts.down),
         });
@@ -246,13 +252,14 @@ fn one(
         Some((flow.state, bytes.to_vec()))
     };
     let (up, down) = (take(record.up)?, take(record.down)?);
-    let session = record.client_tls.as_ref().map(Session::from_parts);
-    let session = session.transpose().ok()?;
-    let client = relay::engine::End {
-        socket: descriptors.next()?,
-        tls: session.map(Box::new),
+    let mut side = |tls: &Option<SessionParts>| {
+        let session = tls.as_ref().map(Session::from_parts);
+        Some(relay::engine::End {
+            tls: session.transpose().ok()?.map(Box::new),
+            socket: descriptors.next()?,
+        })
     };
-    let broker = descriptors.next()?;
+    let (client, broker) = (side(&record.client_tls)?, side(&record.broker_tls)?);
     let now = Instant::now();
     let idle = IdleTimeout {
         open: record.idle_ms.map(Duration::from_millis),

@@ -18,9 +18,9 @@ const ROUND_OWED: usize = 16 * 1024 * 1024;
 /// holds travels as two digits each.
 fn owed(carried: &Carried) -> usize {
     let parts = carried.pair.parts();
-    let session = carried.client.tls.as_ref();
-    let pending = session.map_or(0, |session| session.pending());
-    parts.up.owed.len() + parts.down.owed.len() + 2 * pending
+    let sessions = [&carried.client, &carried.broker].map(|side| side.tls.as_ref());
+    let pending = sessions.iter().flatten().map(|session| session.pending());
+    parts.up.owed.len() + parts.down.owed.len() + 2 * pending.sum::<usize>()
 }
 
 /// The pairs that move now, and those that are to be relayed here until their turn comes. At

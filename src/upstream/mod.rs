@@ -58,10 +58,13 @@ fn client_tls(
     if config.scheme != Scheme::Tls {
         return None;
     }
-    let trusted = context.tls.trusted.as_deref();
-    let built = identity
-        .clone()
-        .and_then(|identity| ClientTls::build(&config.upstream_tls, identity.as_deref(), trusted));
+    let (trusted, layer) = (
+        context.tls.trusted.as_deref(),
+        context.tls.settings.record_layer,
+    );
+    let built = identity.clone().and_then(|identity| {
+        ClientTls::build(&config.upstream_tls, identity.as_deref(), trusted, layer)
+    });
     if let Err(error) = &built {
         log::error!("upstream {label} cannot be reached over TLS: {error}");
     }

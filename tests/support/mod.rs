@@ -29,6 +29,7 @@ pub mod served;
 pub mod setup;
 pub mod systemd;
 pub mod tls;
+pub mod tls_broker;
 pub mod traffic;
 pub mod vectors;
 pub mod versions;

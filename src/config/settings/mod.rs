@@ -210,7 +210,7 @@ pub struct TlsSettings {
     pub handshake_timeout: Duration,
     /// Handshakes in flight; beyond it, clients wait in the kernel's queue. Default 2,000.
     pub max_handshakes: usize,
-    /// Who does the records of clients' established connections. Default own.
+    /// Who does the records of established connections. Default own.
     pub record_layer: RecordLayer,
     /// Keys of session tickets that several proxies share, as written; relative to the folder of
     /// `config.yaml`. `None` = random keys.

@@ -94,9 +94,11 @@ pub type Question = tokio::sync::mpsc::Sender<()>;
 pub enum Takes {
     /// Plain connections only: a version from before TLS sessions could move.
     Plain,
-    /// Also those whose TLS session is settled, which is keys and counters and nothing of
-    /// OpenSSL's.
-    Settled,
+    /// Also those with a TLS session of the client that is settled, which is keys and counters and
+    /// nothing of OpenSSL's.
+    OfClients,
+    /// Also those with such a session toward the broker.
+    All,
 }
 
 /// Which pairs an engine lets go of.
@@ -140,14 +142,18 @@ impl Carried {
 
     /// Whether such a process could relay it.
     pub fn can_move(&self, takes: Takes) -> bool {
-        let sides = [&self.client.tls, &self.broker.tls];
-        sides.iter().all(|tls| tls_can_move(tls.as_deref(), takes))
+        can_move([&self.client.tls, &self.broker.tls], takes)
     }
 }
 
-/// Whether such a process could go on with this side's TLS session, if there is one.
-pub(super) fn tls_can_move(tls: Option<&Session>, takes: Takes) -> bool {
-    tls.is_none_or(|session| takes == Takes::Settled && session.is_settled())
+/// Whether such a process could go on with the TLS sessions of client and broker, as far as there
+/// are any.
+pub(super) fn can_move([client, broker]: [&Option<Box<Session>>; 2], takes: Takes) -> bool {
+    let could = |tls: &Option<Box<Session>>, taken: bool| {
+        tls.as_ref()
+            .is_none_or(|session| taken && session.is_settled())
+    };
+    could(client, takes != Takes::Plain) && could(broker, takes == Takes::All)
 }
 
 /// One side of a pair: its socket, and its TLS session if it has one.

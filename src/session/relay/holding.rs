@@ -12,7 +12,8 @@ impl State {
     pub(super) fn adopt(&mut self, carried: Carried) {
         let generation = self.next_generation();
         let fresh = carried.lacks != Lacks::Nothing;
-        self.movable += usize::from(carried.can_move(Takes::Settled));
+        let movable = carried.can_move(Takes::All);
+        self.movable += usize::from(movable);
         if carried.client.tls.is_some() || carried.broker.tls.is_some() {
             self.lend_staging();
         }
@@ -26,6 +27,7 @@ impl State {
             queued: false,
             last_activity: carried.last_activity,
             dial: carried.dial,
+            movable,
         });
         if fresh {
             // Its options are set at the next tick, if it lives to see it.
@@ -74,7 +76,7 @@ impl State {
     /// Takes a pair out.
     pub(super) fn remove(&mut self, index: usize) -> Relayed {
         let relayed = self.pairs.remove(index);
-        self.movable -= usize::from(relayed.can_move(Takes::Settled));
+        self.movable -= usize::from(relayed.movable);
         relayed
     }
 

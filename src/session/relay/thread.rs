@@ -13,7 +13,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use slab::Slab;
 
 use super::dialling::Dialled;
-use super::engine::{Engine, Order, Takes, lock, tls_can_move};
+use super::engine::{Engine, Order, Takes, can_move, lock};
 use super::listening::{LISTENERS, Listening};
 use super::pace::Pace;
 use super::pair::{Pair, Progress};
@@ -47,13 +47,14 @@ pub(super) struct Relayed {
     pub last_activity: Instant,
     /// Until its broker has answered.
     pub dial: Option<Box<dyn Dialled>>,
+    /// Counted in [`State::movable`].
+    pub movable: bool,
 }
 
 impl Relayed {
     /// Whether such a process could relay it.
     pub fn can_move(&self, takes: Takes) -> bool {
-        let mut sides = self.sockets.iter();
-        sides.all(|socket| tls_can_move(socket.tls.as_deref(), takes))
+        can_move(self.sockets.each_ref().map(|socket| &socket.tls), takes)
     }
 }
 
@@ -166,11 +167,8 @@ impl State {
         if let Some(index) = self.current.take() {
             self.pairs.try_remove(index);
         }
-        self.movable = self
-            .pairs
-            .iter()
-            .filter(|(_, pair)| pair.can_move(Takes::Settled))
-            .count();
+        let movable = self.pairs.iter().filter(|(_, pair)| pair.movable);
+        self.movable = movable.count();
         self.look_at_beginnings_again();
         self.queue.clear();
         for (index, relayed) in &mut self.pairs {
@@ -324,6 +322,11 @@ impl State {
                 .advance(&mut on(0, client), &mut on(1, broker), &mut self.scratch);
         if moved {
             relayed.last_activity = self.now;
+        }
+        if !relayed.movable && relayed.can_move(Takes::All) {
+            // Its session toward the broker has settled.
+            relayed.movable = true;
+            self.movable += 1;
         }
         if progress == Progress::Wait && relayed.sockets.iter_mut().any(Socket::take_retry) {
             progress = Progress::More;

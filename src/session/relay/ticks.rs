@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use super::engine::{Takes, lock};
+use super::engine::lock;
 use super::pair::BOUNDARY_LIMIT;
 use super::socket::BROKER;
 use super::thread::{LONGEST_TICK, SHORTEST_TICK, State};
@@ -59,7 +59,7 @@ impl State {
             let passed = now.saturating_duration_since(relayed.last_activity) >= idle;
             match passed {
                 true => {
-                    gone += usize::from(relayed.can_move(Takes::Settled));
+                    gone += usize::from(relayed.movable);
                     relayed.pair.idle_timeout_passed();
                 }
                 false => sooner(idle),

@@ -205,7 +205,7 @@ fn side(runtime: &Runtime, kind: Kind, serves: bool, buffer: Option<usize>) -> (
     };
     let own = |builder: &mut SslContextBuilder| keylog::use_own_records(builder).unwrap();
     let server = Ssl::new(&tls::server(version, own)).unwrap();
-    let client = Ssl::new(&tls::client(version, |_| {})).unwrap();
+    let client = Ssl::new(&tls::client(version, own)).unwrap();
     let (mut link, ssl) = match serves {
         true => (
             TlsStream::accepting(far, server, Vec::new()).unwrap(),
@@ -387,12 +387,44 @@ fn tls_moves_only_to_a_process_that_takes_it() {
     stage.client.write_all(b"still here");
     assert_eq!(stage.broker.read_exact(10), b"still here");
     let (to, released) = std::sync::mpsc::channel();
-    stage.engine.release(Which::Movable(Takes::Settled), to);
+    stage.engine.release(Which::Movable(Takes::All), to);
     let pairs = released.recv().unwrap();
     assert_eq!(pairs.len(), 1);
     stage.engine.adopt(pairs);
     stage.broker.write_all(b"and here");
     assert_eq!(stage.client.read_exact(8), b"and here");
+}
+
+#[test]
+fn tls_toward_a_broker_moves_once_both_sides_have_spoken() {
+    for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
+        for client in [Kind::Plain, Kind::Tls(version)] {
+            let kinds = [client, Kind::Tls(version)];
+            let mut stage = stage(kinds, [b"CONNECT", b""], IdleTimeout::default(), None);
+            assert_eq!(stage.broker.read_exact(7), b"CONNECT");
+            let release = |engine: &Engine, takes| {
+                let (to, released) = std::sync::mpsc::channel();
+                engine.release(Which::Movable(takes), to);
+                released.recv().unwrap()
+            };
+            assert!(release(&stage.engine, Takes::All).is_empty(), "{kinds:?}");
+            stage.broker.write_all(b"CONNACK");
+            assert_eq!(stage.client.read_exact(7), b"CONNACK");
+            assert!(release(&stage.engine, Takes::OfClients).is_empty());
+            for n in 0..3 {
+                let pairs = release(&stage.engine, Takes::All);
+                assert_eq!(pairs.len(), 1, "{kinds:?}");
+                stage.engine = Engine::start(n).unwrap();
+                stage.engine.adopt(pairs);
+                stage.client.write_all(b"PUBLISH");
+                assert_eq!(stage.broker.read_exact(7), b"PUBLISH");
+                stage.broker.write_all(b"PUBACK");
+                assert_eq!(stage.client.read_exact(6), b"PUBACK");
+            }
+            assert!(stage.broker.end());
+            assert_eq!(stage.client.read_all(), b"");
+        }
+    }
 }
 
 #[test]

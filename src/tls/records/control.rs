@@ -1,10 +1,10 @@
-//! What a peer says to the session itself: alerts, KeyUpdate, and attempts to renegotiate
-//! [RFC 8446 §4.6.3, §6; RFC 5246 §7.2, §7.4.1].
+//! What a peer says to the session itself: alerts, KeyUpdate, tickets of a broker, and attempts to
+//! renegotiate [RFC 8446 §4.6, §6; RFC 5246 §7.2, §7.4.1].
 
 use super::cipher::Keyed;
 use super::protection::Refused;
 use super::suite::Version;
-use super::{ALERT, APPLICATION_DATA, Desk, End, HANDSHAKE, MAX_CONTENTS, Records};
+use super::{ALERT, APPLICATION_DATA, Desk, End, HANDSHAKE, MAX_CONTENTS, Peer, Records};
 
 /// What may come in a row without a byte of application data: empty records, warnings and attempts to
 /// renegotiate count [`HEAVY`] each, so that there may be 32 of them, as with OpenSSL and rustls.
@@ -22,6 +22,10 @@ pub const UPDATE_REQUESTED: u8 = 1;
 pub const KEY_UPDATE: [u8; 4] = [24, 0, 0, 1];
 /// The kind of a ClientHello.
 pub const CLIENT_HELLO: u8 = 1;
+/// The kind of a HelloRequest, which has no body.
+pub const HELLO_REQUEST: u8 = 0;
+/// The kind of a NewSessionTicket.
+pub const NEW_SESSION_TICKET: u8 = 4;
 
 /// Alerts [RFC 8446 §6].
 pub mod alert {
@@ -67,11 +71,11 @@ impl From<Refused> for Fatal {
 /// What has come of a message of the handshake, which may be spread over records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Message {
-    /// Its beginning: a KeyUpdate has no more, of a ClientHello only kind and length count.
+    /// Its beginning: a KeyUpdate has no more, of others only kind and length count.
     pub(super) bytes: [u8; 4],
     /// How many of them there are.
     pub(super) filled: u8,
-    /// How much of a ClientHello is still to come.
+    /// How much of one that is passed over is still to come.
     pub(super) left: u16,
 }
 
@@ -93,6 +97,22 @@ impl Message {
         }
         true
     }
+
+    /// Has as many bytes behind this beginning passed over, which must be some.
+    fn pass_over(&mut self, size: u32) -> Result<(), Fatal> {
+        self.left = match u16::try_from(size) {
+            Ok(size @ 1..) if usize::from(size) <= MAX_CONTENTS => size,
+            _ => return Err(Fatal(alert::DECODE_ERROR)),
+        };
+        self.filled = 0;
+        Ok(())
+    }
+
+    fn skip(&mut self, contents: &mut &[u8]) {
+        let passed = contents.len().min(usize::from(self.left));
+        *contents = &contents[passed..];
+        self.left -= passed as u16;
+    }
 }
 
 impl Records {
@@ -113,7 +133,7 @@ impl Records {
             // Neither of them may be empty.
             (ALERT | HANDSHAKE, _) if contents.is_empty() => Err(Fatal(alert::UNEXPECTED_MESSAGE)),
             (ALERT, _) => self.alert(contents),
-            (HANDSHAKE, Version::V1_3) => self.key_update(&mut desk.contexts.open, contents),
+            (HANDSHAKE, Version::V1_3) => self.after_handshake(desk, contents),
             (HANDSHAKE, Version::V1_2) => self.renegotiation(desk, contents),
             _ => Err(Fatal(alert::UNEXPECTED_MESSAGE)),
         }
@@ -149,6 +169,34 @@ impl Records {
         Ok(())
     }
 
+    /// A KeyUpdate, and before it tickets of a broker, which come too late for anybody to keep.
+    fn after_handshake(&mut self, desk: &mut Desk<'_>, mut contents: &[u8]) -> Result<(), Fatal> {
+        let tickets = |message: &Message, contents: &[u8]| {
+            let kind = match message.filled {
+                0 => contents.first(),
+                _ => message.bytes.first(),
+            };
+            message.left > 0 || kind == Some(&NEW_SESSION_TICKET)
+        };
+        while self.peer == Peer::Server && !contents.is_empty() && tickets(&self.message, contents)
+        {
+            if self.message.left == 0 {
+                if !self.message.take(&mut contents) {
+                    return Ok(());
+                }
+                let [_, high, middle, low] = self.message.bytes;
+                let size = u32::from_be_bytes([0, high, middle, low]);
+                self.message.pass_over(size)?;
+                self.count_quiet(HEAVY)?;
+            }
+            self.message.skip(&mut contents);
+        }
+        match contents {
+            [] => Ok(()),
+            contents => self.key_update(&mut desk.contexts.open, contents),
+        }
+    }
+
     fn key_update(&mut self, keyed: &mut Keyed, mut contents: &[u8]) -> Result<(), Fatal> {
         let whole = self.message.take(&mut contents);
         let begun = &self.message.bytes[..usize::from(self.message.filled)];
@@ -173,31 +221,35 @@ impl Records {
         Ok(())
     }
 
-    /// A client that wants to renegotiate is told that there is no such thing, and may go on.
+    /// A client that wants to renegotiate is told that there is no such thing, and may go on. A
+    /// broker is not: OpenSSL's would end the connection, and one that hears nothing goes on
+    /// [RFC 5246 §7.4.1.1].
     fn renegotiation(&mut self, desk: &mut Desk<'_>, mut contents: &[u8]) -> Result<(), Fatal> {
+        let wanted = match self.peer {
+            Peer::Client => CLIENT_HELLO,
+            Peer::Server => HELLO_REQUEST,
+        };
         while !contents.is_empty() {
             if self.message.left == 0 {
                 let whole = self.message.take(&mut contents);
                 let [kind, high, middle, low] = self.message.bytes;
-                if kind != CLIENT_HELLO {
+                if kind != wanted {
                     return Err(Fatal(alert::UNEXPECTED_MESSAGE));
                 }
                 if !whole {
                     return Ok(());
                 }
                 let size = u32::from_be_bytes([0, high, middle, low]);
-                self.message.left = match u16::try_from(size) {
-                    Ok(size @ 1..) if usize::from(size) <= MAX_CONTENTS => size,
-                    _ => return Err(Fatal(alert::DECODE_ERROR)),
-                };
-                self.message.filled = 0;
+                match self.peer {
+                    Peer::Client => self.message.pass_over(size)?,
+                    Peer::Server if size == 0 => self.message = Message::default(),
+                    Peer::Server => return Err(Fatal(alert::DECODE_ERROR)),
+                }
             }
-            let passed = contents.len().min(usize::from(self.message.left));
-            contents = &contents[passed..];
-            self.message.left -= passed as u16;
+            self.message.skip(&mut contents);
             if self.message.left == 0 {
                 self.count_quiet(HEAVY)?;
-                if !self.ended {
+                if self.peer == Peer::Client && !self.ended {
                     self.put(desk, ALERT, &[alert::WARNING, alert::NO_RENEGOTIATION])?;
                 }
             }

@@ -101,7 +101,7 @@ fn mark(builder: &mut SslContextBuilder) -> Result<(), ErrorStack> {
     Ok(())
 }
 
-/// Has the connections of a context of the server's side get records of our own.
+/// Has the connections of a context get records of our own.
 ///
 /// # Errors
 /// When OpenSSL has no memory.
@@ -118,13 +118,25 @@ pub fn use_own_records(builder: &mut SslContextBuilder) -> Result<(), ErrorStack
 /// # Errors
 /// When OpenSSL has no memory.
 pub fn server_context() -> Result<SslContextBuilder, ErrorStack> {
-    match kdf::server_context(derive) {
+    context(SslMethod::tls_server)
+}
+
+/// The same of the client's side.
+///
+/// # Errors
+/// When OpenSSL has no memory.
+pub fn client_context() -> Result<SslContextBuilder, ErrorStack> {
+    context(SslMethod::tls_client)
+}
+
+fn context(method: fn() -> SslMethod) -> Result<SslContextBuilder, ErrorStack> {
+    match kdf::context(method(), derive) {
         Some(mut builder) => {
             mark(&mut builder)?;
             Ok(builder)
         }
         None => {
-            let mut builder = SslContext::builder(SslMethod::tls_server())?;
+            let mut builder = SslContext::builder(method())?;
             use_own_records(&mut builder)?;
             Ok(builder)
         }
@@ -172,13 +184,16 @@ pub fn keep(ssl: &SslRef) {
     });
 }
 
-/// Prepares a connection of such a context; others stay as they are.
-pub fn attach(ssl: &mut Ssl) {
-    if let (Ok(context), Ok(log)) = (context_index(), log_index())
-        && ssl.ssl_context().ex_data(context).is_some()
-    {
+/// Prepares a connection of such a context and says so; others stay as they are.
+pub fn attach(ssl: &mut Ssl) -> bool {
+    let (Ok(context), Ok(log)) = (context_index(), log_index()) else {
+        return false;
+    };
+    let ours = ssl.ssl_context().ex_data(context).is_some();
+    if ours {
         ssl.set_ex_data(log, KeyLog::default());
     }
+    ours
 }
 
 /// The secrets of a connection that was prepared; it has none any more.
@@ -286,7 +301,7 @@ mod tests {
 
     #[test]
     fn the_provider_is_there() {
-        assert!(kdf::server_context(derive).is_some());
+        assert!(kdf::context(SslMethod::tls_server(), derive).is_some());
     }
 
     #[test]

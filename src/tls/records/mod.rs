@@ -3,10 +3,11 @@
 //! OpenSSL keeps some 14 KiB for each connection, of which an established one needs keys and two
 //! counters. So the handshake is OpenSSL's, and afterwards its session is let go of: what stays is
 //! [`Records`], some three hundred bytes. Ciphers are OpenSSL's as well ([`cipher`]). Only what is
-//! in daily use is done here: AES-GCM and ChaCha20-Poly1305 in TLS 1.2 and 1.3, on the side of the
-//! server. Everything else stays with OpenSSL's session.
+//! in daily use is done here: AES-GCM and ChaCha20-Poly1305 in TLS 1.2 and 1.3. Everything else stays
+//! with OpenSSL's session.
 //!
-//! [`keylog`] has the secrets, [`settle`] takes a session over, [`schedule`] and [`protection`] are
+//! [`keylog`] has the secrets, [`settle`] takes a session of a client over and [`passed`] one with a
+//! broker, [`schedule`] and [`protection`] are
 //! keys and single records, `reading` and `control` what a peer may say, and [`parts`] a session
 //! that goes to another process.
 
@@ -14,6 +15,7 @@ pub mod cipher;
 mod control;
 pub mod keylog;
 pub mod parts;
+pub mod passed;
 pub mod protection;
 mod reading;
 pub mod schedule;
@@ -22,6 +24,8 @@ pub mod suite;
 #[cfg(test)]
 pub mod testing;
 
+#[cfg(test)]
+mod broker_tests;
 #[cfg(test)]
 mod changed_tests;
 #[cfg(test)]
@@ -58,9 +62,21 @@ pub const MAX_CONTENTS: usize = 16 * 1024;
 /// The least that it can ask for [RFC 6066 §4].
 pub const MIN_CONTENTS: usize = 512;
 
-/// An established session of the server's side.
+/// Whose the other side of a session is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Peer {
+    /// A client's.
+    #[default]
+    Client,
+    /// A server's: a broker.
+    Server,
+}
+
+/// An established session.
 #[derive(Debug)]
 pub struct Records {
+    peer: Peer,
     read: Protection,
     write: Protection,
     /// Bytes between calls; an idle session has none.
@@ -134,13 +150,16 @@ impl Records {
     /// be sent; tickets of TLS 1.3 with what is written first, but in TLS 1.2 it is Finished, for
     /// which the client waits.
     pub fn new(established: Established, received: Vec<u8>, owed: Vec<u8>) -> Self {
-        let held = !owed.is_empty() && established.write.suite().version == Version::V1_3;
+        let held = !owed.is_empty()
+            && established.peer == Peer::Client
+            && established.write.suite().version == Version::V1_3;
         let pending = Box::new(Pending {
             received,
             owed,
             ..Pending::default()
         });
         Records {
+            peer: established.peer,
             read: established.read,
             write: established.write,
             pending: Pending::kept(pending),

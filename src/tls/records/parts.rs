@@ -5,10 +5,10 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::control::Message;
+use super::control::{CLIENT_HELLO, HELLO_REQUEST, KEY_UPDATE, Message, NEW_SESSION_TICKET};
 use super::protection::Protection;
 use super::suite::{Suite, Version};
-use super::{End, MAX_CONTENTS, MIN_CONTENTS, Pending, Records};
+use super::{End, MAX_CONTENTS, MIN_CONTENTS, Peer, Pending, Records};
 use crate::ffi::openssl::cleanse;
 use crate::tls::staging::LARGEST;
 
@@ -24,6 +24,9 @@ pub struct Bytes(Vec<u8>);
 /// A settled session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionParts {
+    /// Whose the other side is; a version that did not say so had those of clients only.
+    #[serde(default)]
+    pub peer: Peer,
     /// Version and cipher.
     pub suite: Suite,
     /// What protects the records that come.
@@ -197,6 +200,7 @@ impl Records {
         let pending = self.pending.as_deref().unwrap_or(&nothing);
         let filled = usize::from(self.message.filled);
         SessionParts {
+            peer: self.peer,
             suite: self.write.suite(),
             read: DirectionParts::of(&self.read),
             write: DirectionParts::of(&self.write),
@@ -242,6 +246,7 @@ impl Records {
             ..Pending::default()
         };
         Ok(Records {
+            peer: parts.peer,
             read,
             write,
             pending: Pending::kept(Box::new(pending)),
@@ -267,14 +272,16 @@ impl Message {
         };
         let place = message.bytes.get_mut(..parts.message.len())?;
         place.copy_from_slice(&parts.message);
-        let possible = match (parts.suite.version, &parts.message[..]) {
-            (Version::V1_3, begun) => {
-                message.left == 0 && super::control::KEY_UPDATE.starts_with(begun)
-            }
-            (Version::V1_2, []) => usize::from(message.left) <= MAX_CONTENTS,
-            (Version::V1_2, [kind, ..]) => {
-                message.left == 0 && message.filled < 4 && *kind == super::control::CLIENT_HELLO
-            }
+        let passed_over = |kind: u8| match &parts.message[..] {
+            [] => usize::from(message.left) <= MAX_CONTENTS,
+            [first, ..] => message.left == 0 && message.filled < 4 && *first == kind,
+        };
+        let key_update = message.left == 0 && KEY_UPDATE.starts_with(&parts.message);
+        let possible = match (parts.suite.version, parts.peer) {
+            (Version::V1_3, Peer::Client) => key_update,
+            (Version::V1_3, Peer::Server) => key_update || passed_over(NEW_SESSION_TICKET),
+            (Version::V1_2, Peer::Client) => passed_over(CLIENT_HELLO),
+            (Version::V1_2, Peer::Server) => message.left == 0 && passed_over(HELLO_REQUEST),
         };
         possible.then_some(message)
     }

@@ -10,7 +10,7 @@ use openssl::ssl::{SslRef, SslVersion};
 use super::protection::{EXPLICIT, MASTER, Protection, Randoms};
 use super::schedule::Hash;
 use super::suite::{Aead, Suite, Version};
-use super::{APPLICATION_DATA, CHANGE_CIPHER_SPEC, HANDSHAKE, MAX_CONTENTS, keylog};
+use super::{APPLICATION_DATA, CHANGE_CIPHER_SPEC, HANDSHAKE, MAX_CONTENTS, Peer, keylog};
 use crate::ffi::openssl as ffi;
 use crate::tls::staging::RECORD_HEADER;
 
@@ -33,10 +33,11 @@ pub struct Flights {
     unclear: bool,
 }
 
-/// Keys of an established session, the client's to read and the server's to write, and the most
-/// that a record may hold.
+/// Keys of an established session, and the most that a record may hold.
 #[derive(Debug)]
 pub struct Established {
+    /// Whose the other side is.
+    pub peer: Peer,
     /// Protects what comes.
     pub read: Protection,
     /// Protects what goes.
@@ -119,7 +120,8 @@ impl Flights {
     }
 }
 
-fn suite(ssl: &SslRef) -> Option<Suite> {
+/// Version and cipher of a session, if its records can be done here.
+pub(super) fn suite(ssl: &SslRef) -> Option<Suite> {
     let version = match ssl.version2()? {
         SslVersion::TLS1_2 => Version::V1_2,
         SslVersion::TLS1_3 => Version::V1_3,
@@ -162,27 +164,34 @@ pub fn established(ssl: &SslRef, flights: &Flights) -> Option<Established> {
             Protection::from_secret(suite, secrets.server?.bytes(), flights.tickets()?)?,
         ],
         Version::V1_2 => {
-            let mut master = [0; MASTER];
-            let mut randoms = Randoms {
-                client: [0; 32],
-                server: [0; 32],
-            };
-            let whole = session.master_key_len() == MASTER
-                && session.master_key(&mut master) == MASTER
-                && ssl.client_random(&mut randoms.client) == 32
-                && ssl.server_random(&mut randoms.server) == 32;
             // OpenSSL counts from a random nonce; so does what follows.
             let explicit = u64::from_be_bytes(flights.of_finished()?).wrapping_add(1);
-            let protections = Protection::from_master(suite, &master, &randoms, explicit);
-            ffi::cleanse(&mut master);
-            protections.filter(|_| whole)?
+            from_master(ssl, suite, explicit)?
         }
     };
     Some(Established {
+        peer: Peer::Client,
         read,
         write,
         fragment: fragment as u16,
     })
+}
+
+/// Those of client and server in TLS 1.2, see [`Protection::from_master`].
+pub(super) fn from_master(ssl: &SslRef, suite: Suite, explicit: u64) -> Option<[Protection; 2]> {
+    let session = ssl.session()?;
+    let mut master = [0; MASTER];
+    let mut randoms = Randoms {
+        client: [0; 32],
+        server: [0; 32],
+    };
+    let whole = session.master_key_len() == MASTER
+        && session.master_key(&mut master) == MASTER
+        && ssl.client_random(&mut randoms.client) == 32
+        && ssl.server_random(&mut randoms.server) == 32;
+    let protections = Protection::from_master(suite, &master, &randoms, explicit);
+    ffi::cleanse(&mut master);
+    protections.filter(|_| whole)
 }
 
 #[cfg(test)]

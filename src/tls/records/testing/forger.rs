@@ -9,7 +9,7 @@ use crate::tls::records::parts::SessionParts;
 use crate::tls::records::protection::Protection;
 use crate::tls::records::settle::Established;
 use crate::tls::records::suite::{Aead, Suite, Version};
-use crate::tls::records::{ALERT, HANDSHAKE, Records};
+use crate::tls::records::{ALERT, HANDSHAKE, Peer, Records};
 use crate::tls::session::Session;
 use crate::tls::staging::{RECORD_HEADER, Shelf};
 
@@ -66,6 +66,7 @@ fn protection(suite: Suite, seed: u8) -> Protection {
 /// Keys of a session that is to be settled.
 pub fn established(suite: Suite) -> Established {
     Established {
+        peer: Peer::Client,
         read: protection(suite, 1),
         write: protection(suite, 2),
         fragment: 16 * 1024,
