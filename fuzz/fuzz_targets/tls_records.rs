@@ -5,7 +5,7 @@
 use std::io::{self, ErrorKind};
 
 use libfuzzer_sys::fuzz_target;
-use mqtt_proxy::tls::records::Records;
+use mqtt_proxy::tls::records::{Peer, Records};
 use mqtt_proxy::tls::records::cipher::with_contexts;
 use mqtt_proxy::tls::records::parts::SessionParts;
 use mqtt_proxy::tls::records::protection::Protection;
@@ -114,16 +114,18 @@ fuzz_target!(|bytes: &[u8]| {
     let [kind, at_once, room, said @ ..] = bytes else {
         return;
     };
-    let suite = suite(*kind);
+    let suite = suite(*kind & 127);
     let mut client = protection(suite);
+    let peer = if *kind & 128 == 0 { Peer::Client } else { Peer::Server };
     let established = Established {
+        peer,
         read: protection(suite),
         write: protection(suite),
         fragment: 16 * 1024,
     };
     let parts = Records::new(established, Vec::new(), Vec::new()).to_parts();
     // Records as the bytes say: kind, size, contents. After a KeyUpdate the keys change, as they
-    // would with a client that means it. What is left over is sent as it is.
+    // would with a peer that means it. What is left over is sent as it is.
     let mut wire = Vec::new();
     let mut rest = said;
     while let [kind @ 0..=127, size, more @ ..] = rest {

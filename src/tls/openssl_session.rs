@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use openssl::error::ErrorStack;
 use openssl::ssl::{Error, ErrorCode, ShutdownState, Ssl, SslRef, SslStream};
 
-use super::records::passed::Passed;
+use super::records::passed::{Passed, Verdict};
 use super::records::settle::{Established, Flights};
 use super::records::{Records, keylog, settle};
 use super::session::{HandshakeError, MAX_ANSWERS, Transport, from_shelf};
@@ -88,15 +88,23 @@ impl OpenSslSession {
 
     /// The same of a session of the client's side, of which something has been read.
     pub fn give_up_toward_broker(&mut self) -> Option<Records> {
-        let passed = self.passed.as_ref().filter(|passed| passed.is_enough())?;
-        let wire = self.stream.get_ref();
-        if wire.ended || self.ended || self.starved || self.stream.ssl().pending() > 0 {
-            // Perhaps the next time.
+        let passed = self.passed.as_mut()?;
+        // A write that has begun with OpenSSL is ended with it.
+        let busy = self.starved || self.fed || self.stream.get_ref().ended;
+        if busy || self.ended || self.failed {
             return None;
         }
-        let established = passed.established(self.stream.ssl());
-        self.passed = None;
-        Some(self.records(established.filter(|_| !self.failed)?))
+        match passed.verdict(self.stream.ssl()) {
+            Verdict::Later => None,
+            Verdict::OpenSsl => {
+                self.passed = None;
+                None
+            }
+            Verdict::Ours(established) => {
+                self.passed = None;
+                Some(self.records(established))
+            }
+        }
     }
 
     fn records(&mut self, established: Established) -> Records {

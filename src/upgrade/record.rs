@@ -22,7 +22,8 @@ use crate::telemetry::access_log::Details;
 use crate::tls::records::parts::SessionParts;
 use crate::tls::session::Session;
 
-/// Bytes that the text of one record surely fits, besides what is pending in its TLS session.
+/// Bytes that the text of one record surely fits, besides its hash key and what is pending in its TLS
+/// sessions.
 const ROOM: usize = 8192;
 /// Pairs in one frame.
 pub const BATCH: usize = super::channel::MAX_DESCRIPTORS / 2;
@@ -151,7 +152,9 @@ pub fn encode(pairs: &[Carried]) -> std::io::Result<(Vec<u8>, Vec<BorrowedFd<'_>
         };
         let sessions = [&carried.client, &carried.broker].map(|side| side.tls.as_ref());
         let pending = sessions.iter().flatten().map(|session| session.pending());
-        room += ROOM + 2 * pending.sum::<usize>();
+        let key = parts.record.key.as_ref().map_or(0, |key| key.len());
+        // Numbers of up to three digits, and pairs of digits.
+        room += ROOM + 4 * key + 2 * pending.sum::<usize>();
         let [client_tls, broker_tls] = sessions.map(|session| session?.to_parts());
         let milliseconds = |duration: Duration| duration.as_millis() as u64;
         records.push(PairRecord {

@@ -263,6 +263,27 @@ fn brokers_may_change_their_keys_and_ask_for_others() {
     assert!(pair.is_settled());
 }
 
+/// OpenSSL has other keys already, and an answer to give.
+#[test]
+fn keys_that_change_behind_the_first_words_stay_with_openssl() {
+    for ask in [false, true] {
+        let mut pair = ToBroker::of(SUITES[0]);
+        pair.up(b"CONNECT");
+        pair.broker.write_all(b"CONNACK").unwrap();
+        ffi::key_update(pair.broker.ssl(), ask);
+        pair.broker.do_handshake().unwrap();
+        pair.carry();
+        assert_eq!(pair.own.read_all().0, b"CONNACK");
+        for _ in 0..2 {
+            assert!(!pair.is_settled(), "{ask}");
+            pair.up(b"PUBLISH");
+            pair.down(b"PUBACK");
+        }
+        pair.down(&data(40_000));
+        pair.up(&data(40_000));
+    }
+}
+
 /// A settled session, and who forges its broker.
 fn forged(suite: super::suite::Suite) -> (Server, Forger) {
     forged_with(suite, |parts| parts.peer = Peer::Server)
@@ -307,7 +328,7 @@ fn late_tickets_are_passed_over_wherever_they_are_cut() {
 
 #[test]
 fn what_no_broker_may_say_ends_the_session() {
-    let too_long = &[4, 0, 64, 1][..];
+    let too_long = &[4, 1, 0, 0][..];
     let certificate_request = &[13, 0, 0, 3, 0, 0, 0][..];
     for (contents, description) in [
         (too_long, alert::DECODE_ERROR),

@@ -26,6 +26,8 @@ pub const CLIENT_HELLO: u8 = 1;
 pub const HELLO_REQUEST: u8 = 0;
 /// The kind of a NewSessionTicket.
 pub const NEW_SESSION_TICKET: u8 = 4;
+/// The longest that is passed over, in bytes: nobody's is nearly as long.
+pub const MAX_TICKET: usize = u16::MAX as usize;
 
 /// Alerts [RFC 8446 §6].
 pub mod alert {
@@ -98,10 +100,10 @@ impl Message {
         true
     }
 
-    /// Has as many bytes behind this beginning passed over, which must be some.
-    fn pass_over(&mut self, size: u32) -> Result<(), Fatal> {
+    /// Has as many bytes behind this beginning passed over: some, and no more than `most`.
+    fn pass_over(&mut self, size: u32, most: usize) -> Result<(), Fatal> {
         self.left = match u16::try_from(size) {
-            Ok(size @ 1..) if usize::from(size) <= MAX_CONTENTS => size,
+            Ok(size @ 1..) if usize::from(size) <= most => size,
             _ => return Err(Fatal(alert::DECODE_ERROR)),
         };
         self.filled = 0;
@@ -186,7 +188,7 @@ impl Records {
                 }
                 let [_, high, middle, low] = self.message.bytes;
                 let size = u32::from_be_bytes([0, high, middle, low]);
-                self.message.pass_over(size)?;
+                self.message.pass_over(size, MAX_TICKET)?;
                 self.count_quiet(HEAVY)?;
             }
             self.message.skip(&mut contents);
@@ -241,7 +243,7 @@ impl Records {
                 }
                 let size = u32::from_be_bytes([0, high, middle, low]);
                 match self.peer {
-                    Peer::Client => self.message.pass_over(size)?,
+                    Peer::Client => self.message.pass_over(size, MAX_CONTENTS)?,
                     Peer::Server if size == 0 => self.message = Message::default(),
                     Peer::Server => return Err(Fatal(alert::DECODE_ERROR)),
                 }

@@ -5,7 +5,9 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::control::{CLIENT_HELLO, HELLO_REQUEST, KEY_UPDATE, Message, NEW_SESSION_TICKET};
+use super::control::{
+    CLIENT_HELLO, HELLO_REQUEST, KEY_UPDATE, MAX_TICKET, Message, NEW_SESSION_TICKET,
+};
 use super::protection::Protection;
 use super::suite::{Suite, Version};
 use super::{End, MAX_CONTENTS, MIN_CONTENTS, Peer, Pending, Records};
@@ -272,8 +274,12 @@ impl Message {
         };
         let place = message.bytes.get_mut(..parts.message.len())?;
         place.copy_from_slice(&parts.message);
+        let most = match parts.peer {
+            Peer::Client => MAX_CONTENTS,
+            Peer::Server => MAX_TICKET,
+        };
         let passed_over = |kind: u8| match &parts.message[..] {
-            [] => usize::from(message.left) <= MAX_CONTENTS,
+            [] => usize::from(message.left) <= most,
             [first, ..] => message.left == 0 && message.filled < 4 && *first == kind,
         };
         let key_update = message.left == 0 && KEY_UPDATE.starts_with(&parts.message);

@@ -4,28 +4,43 @@
 //! connection could resume the session. So OpenSSL stays until the broker has said something: by
 //! then the tickets have come. Meanwhile the records of both directions are counted, and the last
 //! of each is kept. Whether count and keys are right is not concluded but shown: they open those
-//! two records, or OpenSSL's session stays where it is, which can do everything.
+//! two records, and both are application data, or OpenSSL's session stays where it is, which can do
+//! everything.
 
 use openssl::ssl::SslRef;
 
 use super::cipher::with_contexts;
+use super::keylog::{self, Secret, TrafficSecrets};
 use super::protection::{EXPLICIT, Protection};
 use super::settle::{self, Established};
 use super::suite::Version;
-use super::{MAX_CONTENTS, Peer, keylog};
+use super::{APPLICATION_DATA, MAX_CONTENTS, Peer};
 use crate::ffi::openssl as ffi;
 use crate::tls::staging::{MAX_RECORD, RECORD_HEADER};
 
 /// What has passed since the handshake, in both directions.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Passed {
     read: Direction,
     written: Direction,
+    secrets: Option<TrafficSecrets>,
+}
+
+/// What is to become of a session.
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment")]
+pub enum Verdict {
+    /// Its records can be done here.
+    Ours(Established),
+    /// That cannot be said yet.
+    Later,
+    /// They are none of ours, or something does not add up.
+    OpenSsl,
 }
 
 #[derive(Debug, Default)]
 struct Direction {
     records: u64,
+    bytes: u64,
     /// The last record, header included.
     last: Vec<u8>,
     /// Something else than whole records has passed.
@@ -41,6 +56,7 @@ impl Direction {
                 break;
             }
             self.records += 1;
+            self.bytes += size as u64;
             self.last.clear();
             self.last.extend_from_slice(&bytes[..size]);
             bytes = &bytes[size..];
@@ -48,22 +64,24 @@ impl Direction {
         self.unclear |= !bytes.is_empty();
     }
 
-    /// Whether these keys open the last record, with the number that it must have had. They stand
-    /// behind it then.
-    fn opens_with(&self, protection: &mut Protection, before: u64) -> bool {
-        let Some((header, body)) = self.last.split_first_chunk::<RECORD_HEADER>() else {
-            return false;
-        };
+    /// The kind of what the last record has in it, if these keys open it with the number that it must
+    /// have had. They stand behind it then.
+    fn opened_with(&self, protection: &mut Protection, before: u64) -> Option<u8> {
+        let (header, body) = self.last.split_first_chunk::<RECORD_HEADER>()?;
         protection.sequence = before + self.records - 1;
-        with_contexts(protection.suite().aead, |contexts, _| {
+        let opened = with_contexts(protection.suite().aead, |contexts, _| {
             let mut contents = vec![0; body.len()];
             let opened = protection.open(&mut contexts.open, *header, body, &mut contents);
             // The next to work with the context has other keys.
             contexts.open.keyed = false;
             ffi::cleanse(&mut contents);
-            opened.is_ok()
-        })
-        .unwrap_or(false)
+            opened
+        });
+        let (kind, _) = opened.ok()?.ok()?;
+        // What the others have cost the key.
+        let blocks = self.bytes / 16 + self.records;
+        protection.blocks_left = protection.blocks_left.saturating_sub(blocks);
+        Some(kind)
     }
 
     /// The explicit nonce of the last record.
@@ -86,45 +104,56 @@ impl Passed {
         self.written.note(bytes);
     }
 
-    /// Whether each side has said something that the keys can be tried on.
-    pub fn is_enough(&self) -> bool {
-        self.read.records > 0 && self.written.records > 0
+    /// What is to become of the session of which this has passed.
+    pub fn verdict(&mut self, ssl: &SslRef) -> Verdict {
+        if self.read.unclear || self.written.unclear {
+            return Verdict::OpenSsl;
+        }
+        // A message of the handshake that has come in part, and what nobody has read yet, are
+        // OpenSSL's to go on with.
+        let quiet = ssl.is_init_finished() && !ffi::has_pending(ssl);
+        if !quiet || self.read.records == 0 || self.written.records == 0 {
+            return Verdict::Later;
+        }
+        self.proven(ssl).unwrap_or(Verdict::OpenSsl)
     }
 
-    /// What is to be known of the session of which this has passed and nothing waits to be read.
-    /// `None` when its records are none of ours, or something does not add up.
-    pub fn established(&self, ssl: &SslRef) -> Option<Established> {
-        let secrets = keylog::take(ssl)?;
-        let clear = !self.read.unclear && !self.written.unclear && !ffi::has_pending(ssl);
-        if !clear || !ssl.is_init_finished() || ssl.is_server() {
-            return None;
-        }
+    fn proven(&mut self, ssl: &SslRef) -> Option<Verdict> {
         let suite = settle::suite(ssl)?;
+        if self.secrets.is_none() {
+            self.secrets = keylog::take(ssl);
+        }
+        let secrets = self.secrets.as_ref()?;
         // Finished was the first record that the keys of TLS 1.2 have protected.
-        let ([mut read, mut write], before) = match suite.version {
+        let (mut read, mut write, before) = match suite.version {
             Version::V1_3 => {
-                let read = Protection::from_secret(suite, secrets.server?.bytes(), 0)?;
-                let write = Protection::from_secret(suite, secrets.client?.bytes(), 0)?;
-                ([read, write], 0)
+                let [server, client] = [&secrets.server, &secrets.client];
+                let from = |secret: &Option<Secret>| {
+                    Protection::from_secret(suite, secret.as_ref()?.bytes(), 0)
+                };
+                (from(server)?, from(client)?, 0)
             }
             Version::V1_2 => {
-                let [write, read] = settle::from_master(ssl, suite, 0)?;
-                ([read, write], 1)
+                let [client, server] = settle::from_master(ssl, suite, 0)?;
+                (server, client, 1)
             }
         };
-        let right =
-            self.read.opens_with(&mut read, before) && self.written.opens_with(&mut write, before);
-        if !right {
-            return None;
+        let kinds = [
+            self.read.opened_with(&mut read, before)?,
+            self.written.opened_with(&mut write, before)?,
+        ];
+        if kinds != [APPLICATION_DATA; 2] {
+            // Behind the last one there may be other keys, or the rest of a message.
+            return Some(Verdict::Later);
         }
         if suite.has_explicit_nonce() {
             write.explicit = self.written.explicit()?.wrapping_add(1);
         }
-        Some(Established {
+        Some(Verdict::Ours(Established {
             peer: Peer::Server,
             read,
             write,
             fragment: MAX_CONTENTS as u16,
-        })
+        }))
     }
 }

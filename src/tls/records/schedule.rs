@@ -83,7 +83,8 @@ impl Hash {
         self.expand(secret, PREFIX, label.as_bytes(), &[], output);
     }
 
-    /// HKDF-Expand-Label with this prefix, label and context, each shorter than 128 bytes.
+    /// HKDF-Expand-Label with this prefix and label, each shorter than 128 bytes, and a context of
+    /// less than 256.
     fn expand(self, secret: &[u8], prefix: &[u8], label: &[u8], data: &[u8], output: &mut [u8]) {
         let size = output.len();
         let [high, low] = (size as u16).to_be_bytes();
@@ -114,7 +115,8 @@ impl Hash {
             ..
         } = *wanted;
         let size = hash.size();
-        let long = [prefix, label, data].iter().any(|part| part.len() > 127);
+        // A ticket's nonce may have 255 bytes.
+        let long = prefix.len() > 127 || label.len() > 127 || data.len() > 255;
         // What is extracted from is no key of an HMAC: with P-521 or finite fields it is longer.
         let of_hmac = if wanted.extracts {
             wanted.salt
@@ -236,6 +238,10 @@ mod tests {
             },
             Derivation {
                 label: &[b'x'; 128],
+                ..extract
+            },
+            Derivation {
+                data: &[0; 256],
                 ..extract
             },
             Derivation {
