@@ -109,7 +109,7 @@ fn without_a_rate_they_are_spread_over_the_timeout() {
 #[test]
 fn those_whose_turn_a_machine_slept_through_are_told_when_it_wakes_up() {
     let broker = Broker::mqtt();
-    let (port, mut proxy) = start(&broker, "timeout: 3");
+    let (port, mut proxy) = start(&broker, "timeout: 6");
     let crowd = Crowd::connect(port, &ids(100));
     let begin = Instant::now();
     proxy.signal(Signal::TERM);
@@ -117,7 +117,7 @@ fn those_whose_turn_a_machine_slept_through_are_told_when_it_wakes_up() {
     stop(proxy.id());
     let asleep = crowd.ended().len();
     wait_until("the time to be over", SOON, || {
-        (begin.elapsed() > Duration::from_secs(4)).then_some(())
+        (begin.elapsed() > Duration::from_secs(7)).then_some(())
     });
     proxy.signal(Signal::CONT);
     crowd.wait_for(100, SOON);

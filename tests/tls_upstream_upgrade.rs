@@ -210,7 +210,9 @@ fn mosquitto_with_client_certificates_notices_nothing() {
     let mut listens = subscriber(port, &["-i", "listens", "-t", "t/#", "-q", "1"]);
     mosquitto.wait_for_subscriber("listens");
     for n in 0..3 {
-        assert_eq!(proxy.upgrade().connections, 1);
+        // The one that has just published may not have ended yet.
+        let moved = proxy.upgrade();
+        assert!((1..=2).contains(&moved.connections), "{moved:?}");
         let text = format!("after upgrade {n}");
         let sent = publish_by_mosquitto(port, &["-i", "says", "-t", "t/1", "-m", &text, "-q", "1"]);
         assert_eq!(sent.code, 0, "{}", sent.all());

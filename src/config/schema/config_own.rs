@@ -197,8 +197,8 @@ static TLS: Object = Object::strict(
         Field::new(
             "record_layer",
             Kind::Choice(&["own", "openssl"]),
-            "Who encrypts and decrypts once the handshake with a client or a broker is over: own = this program, \
-             in a few hundred bytes a connection; openssl = OpenSSL's session.",
+            "Who encrypts and decrypts once the handshake with a client or a broker is over: own = \
+             this program, in a few hundred bytes a connection; openssl = OpenSSL's session.",
         )
         .default(Literal::Text("own")),
         Field::new(
