@@ -5,7 +5,7 @@ mod support;
 
 use std::io::Write;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -59,22 +59,24 @@ fn sigterm_sends_everybody_away_at_the_rate_and_ends_with_the_last() {
     // Traffic goes on for those who have not been told yet.
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
+    let round_trips = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&round_trips);
     let mut busy = Client::mqtt(port, &Connect::v5("busy"));
     let busy = std::thread::spawn(move || {
         let ping = mqtt::PINGREQ;
-        let mut round_trips = 0;
         while !stopped.load(Ordering::SeqCst) {
             busy.try_send(ping);
             match busy.read_up_to(2, SOON).0 {
-                got if got == ping => round_trips += 1,
+                got if got == ping => _ = counted.fetch_add(1, Ordering::SeqCst),
                 got => {
                     assert_eq!(got, SHUTTING_DOWN[..2]);
-                    busy.expect_last(&SHUTTING_DOWN[2..]);
-                    return round_trips;
+                    return busy.expect_last(&SHUTTING_DOWN[2..]);
                 }
             }
         }
-        round_trips
+    });
+    wait_until("traffic", SOON, || {
+        (round_trips.load(Ordering::SeqCst) > 0).then_some(())
     });
     let begin = Instant::now();
     proxy.signal(Signal::TERM);
@@ -83,7 +85,7 @@ fn sigterm_sends_everybody_away_at_the_rate_and_ends_with_the_last() {
     expect_told(&crowd);
     assert_eq!(proxy.wait_for_exit(SOON).code(), Some(0));
     stop.store(true, Ordering::SeqCst);
-    assert!(busy.join().expect("the busy one") > 0);
+    busy.join().expect("the busy one");
     assert!(
         begin.elapsed() < Duration::from_secs(60),
         "not the whole timeout"
