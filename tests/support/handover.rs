@@ -121,6 +121,18 @@ pub fn forward_pairs(old: &Channel, new: &Channel) -> Frame {
     }
 }
 
+/// Takes over as a new process that says this of itself, and finds that no connection is handed to it.
+pub fn take_nothing(old: &Channel, ready: &str) {
+    expect(old, kind::HELLO);
+    old.send(kind::READY, ready.as_bytes(), &[]).expect("READY");
+    expect(old, kind::LISTENERS);
+    expect(old, kind::STATE);
+    old.send(kind::LISTENING, b"null", &[]).expect("LISTENING");
+    let count: usize = serde_json::from_slice(&expect(old, kind::COMMIT).payload).expect("JSON");
+    assert_eq!(count, 0);
+    old.send(kind::COMMITTED, b"0", &[]).expect("COMMITTED");
+}
+
 /// Everything up to the moment when the new process has said that it accepts.
 pub fn forward_to_listening(old: &Channel, new: &Channel) {
     forward(old, new, kind::HELLO);

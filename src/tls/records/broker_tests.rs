@@ -11,7 +11,7 @@ use openssl::ssl::{
 
 use super::control::alert;
 use super::testing::forger::{ASKS, Forger, V1_2, V1_3, forged_with, is_refused, is_taken};
-use super::testing::{Memory, SUITES, Server, Socket, data};
+use super::testing::{Memory, SUITES, Server, Socket, data, only};
 use super::{APPLICATION_DATA, HANDSHAKE, Peer, keylog};
 use crate::ffi::openssl as ffi;
 use crate::tls::session::Session;
@@ -27,10 +27,7 @@ struct ToBroker {
 /// A broker's context with one suite.
 fn broker(suite: (SslVersion, &str), more: impl FnOnce(&mut SslContextBuilder)) -> SslContext {
     testing::server(suite.0, |builder| {
-        match suite.0 {
-            SslVersion::TLS1_3 => builder.set_ciphersuites(suite.1).unwrap(),
-            _ => builder.set_cipher_list(suite.1).unwrap(),
-        }
+        only(builder, suite);
         more(builder);
     })
 }

@@ -184,19 +184,24 @@ pub struct Pair {
     pub said: Vec<u8>,
 }
 
+/// Leaves a context this suite only.
+pub fn only(builder: &mut SslContextBuilder, (version, suite): (SslVersion, &str)) {
+    match version {
+        SslVersion::TLS1_3 => builder.set_ciphersuites(suite).unwrap(),
+        _ => builder.set_cipher_list(suite).unwrap(),
+    }
+}
+
 /// Contexts that agree on a suite.
 pub fn contexts(
-    (version, suite): (SslVersion, &str),
+    suite: (SslVersion, &str),
     of_server: impl FnOnce(&mut SslContextBuilder),
     of_client: impl FnOnce(&mut SslContextBuilder),
 ) -> (SslContext, SslContext) {
-    let only = |builder: &mut SslContextBuilder| match version {
-        SslVersion::TLS1_3 => builder.set_ciphersuites(suite).unwrap(),
-        _ => builder.set_cipher_list(suite).unwrap(),
-    };
+    let (version, _) = suite;
     let builder = keylog::server_context().unwrap();
     let server = testing::server_from(builder, version, |builder| {
-        only(builder);
+        only(builder, suite);
         of_server(builder);
     });
     (server, testing::client(version, of_client))
