@@ -100,6 +100,12 @@ impl Message {
         true
     }
 
+    /// How many bytes this whole beginning says follow it.
+    fn announced(&self) -> u32 {
+        let [_, high, middle, low] = self.bytes;
+        u32::from_be_bytes([0, high, middle, low])
+    }
+
     /// Has as many bytes behind this beginning passed over: some, and no more than `most`.
     fn pass_over(&mut self, size: u32, most: usize) -> Result<(), Fatal> {
         self.left = match u16::try_from(size) {
@@ -186,9 +192,8 @@ impl Records {
                 if !self.message.take(&mut contents) {
                     return Ok(());
                 }
-                let [_, high, middle, low] = self.message.bytes;
-                let size = u32::from_be_bytes([0, high, middle, low]);
-                self.message.pass_over(size, MAX_TICKET)?;
+                self.message
+                    .pass_over(self.message.announced(), MAX_TICKET)?;
                 self.count_quiet(HEAVY)?;
             }
             self.message.skip(&mut contents);
@@ -234,14 +239,13 @@ impl Records {
         while !contents.is_empty() {
             if self.message.left == 0 {
                 let whole = self.message.take(&mut contents);
-                let [kind, high, middle, low] = self.message.bytes;
-                if kind != wanted {
+                if self.message.bytes[0] != wanted {
                     return Err(Fatal(alert::UNEXPECTED_MESSAGE));
                 }
                 if !whole {
                     return Ok(());
                 }
-                let size = u32::from_be_bytes([0, high, middle, low]);
+                let size = self.message.announced();
                 match self.peer {
                     Peer::Client => self.message.pass_over(size, MAX_CONTENTS)?,
                     Peer::Server if size == 0 => self.message = Message::default(),
